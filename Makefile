@@ -1,0 +1,60 @@
+# Every target sets up what it needs, in .venv and nowhere else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+OPENVINO := .venv-openvino
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-openvino check bench clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@PYTHON=$(PYTHON) sh packaging/make-venv.sh $(VENV)
+
+$(RUNTIME): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
+	@touch $@
+
+$(DEV): pyproject.toml $(RUNTIME)
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
+	@touch $@
+
+## make demo       classify real files with a real, signed model through the socket
+demo: $(RUNTIME)
+	@$(BIN)/skerry demo
+
+## make test       the test suite
+test: $(DEV)
+	$(BIN)/python -m pytest -m 'not slow'
+
+## make test-slow  the long campaigns
+test-slow: $(DEV)
+	$(BIN)/python -m pytest -m slow
+
+$(OPENVINO)/.made: pyproject.toml packaging/second-ep-venv.sh | $(BIN)/python
+	@PYTHON=$(PYTHON) sh packaging/second-ep-venv.sh $(OPENVINO)
+	@touch $@
+
+## make test-openvino  the tests of a second execution provider, on the OpenVINO core
+test-openvino: $(DEV) $(OPENVINO)/.made
+	SKERRY_OPENVINO_VENV=$(OPENVINO) $(BIN)/python -m pytest tests/providers/test_second_ep.py
+
+## make check      lint, types, import rules
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## make bench      measure, side by side with the floor; writes benchmarks/RESULTS.md
+bench: $(DEV)
+	@$(BIN)/python benchmarks/run.py
+
+## make clean      remove what the other targets made
+clean:
+	rm -rf $(VENV) $(OPENVINO) .bench build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

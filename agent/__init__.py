@@ -1,0 +1,1 @@
+"""The daemon: configuration, life cycle, model table, scheduling, local IPC, CLI."""

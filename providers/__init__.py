@@ -1,0 +1,1 @@
+"""Execution providers: discovery, ranking, placement and the worker processes."""

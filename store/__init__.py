@@ -1,0 +1,1 @@
+"""What is on disk: databases, blobs, trust, registry, output cache."""

@@ -1,0 +1,1 @@
+"""What comes from outside this node. For now: bundles dropped into the inbox."""
