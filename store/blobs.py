@@ -1,0 +1,279 @@
+"""Keep model files under the digest of their bytes, and hand out sealed copies of exactly those bytes.
+
+Does: ingest (stream, hash, commit), look up, check, open as a sealed memfd, discard.
+Leaves out: which digests may be loaded (store.trust) and what they are called (store.registry).
+
+Rules
+ * What `open_sealed` returns is what was hashed: the bytes are hashed on their way into the memfd, and
+   the seal keeps everybody, this process too, from changing them afterwards.
+ * A digest is "sha256:<64 hex>" everywhere but in file names, which have the bare hex.
+ * No part of a file name comes from outside: a digest is checked before it becomes a path.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from skerry.errors import InvalidRequest, NotFound, StorageFailed, TooLarge, Untrusted
+from skerry.terms import GIB, MIB
+from store import durable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+CHUNK_BYTES = MIB
+MAX_BLOB_BYTES = 4 * GIB  # protobuf ends an ONNX file at 2 GiB; a sealed copy has to fit into memory
+BLOB_MODE = 0o440
+
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class Content(NamedTuple):
+    """What a run of bytes is: its digest, "sha256:<64 hex>", and its length."""
+
+    digest: str
+    size_bytes: int
+
+
+class Sealed(NamedTuple):
+    """A sealed copy: `fd` is at position 0 and belongs to who asked for it."""
+
+    fd: int
+    digest: str
+    size_bytes: int
+
+
+class BlobStore:
+    """The folder `blobs/`; files lie at `sha256/ab/<64 hex>` below it, mode 0440.
+
+    Args:
+        root: the folder; made when the first blob comes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, digest: str) -> Path:
+        """Where the blob lies, or would lie.
+
+        Raises:
+            InvalidRequest: not a digest.
+        """
+        match = _DIGEST.fullmatch(digest)
+        if match is None:
+            raise InvalidRequest(f"blob: expected a digest sha256:<64 hex>, got {digest!r}")
+        return self.root / "sha256" / match[1][:2] / match[1]
+
+    def has(self, digest: str, size_bytes: int) -> bool:
+        """Whether a file of this name and length is there. Its bytes are not read; see `check`."""
+        try:
+            found = self.path(digest).lstat()
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == size_bytes
+
+    def ingest(self, chunks: Iterable[bytes], expected: Content | None = None) -> Content:
+        """Store a stream of bytes, replacing a copy that is there (which may be damaged).
+
+        Args:
+            chunks: the bytes, in pieces of any length.
+            expected: what they must turn out to be; nothing is stored if they are not.
+
+        Raises:
+            Untrusted: they are not `expected`.
+            TooLarge: more than MAX_BLOB_BYTES, or than expected.
+            StorageFailed: the disk refused; nothing was stored.
+        """
+        durable.make_dir(self.root)
+        tally = _Tally(expected.size_bytes if expected else MAX_BLOB_BYTES)
+        with durable.Staged(self.root, BLOB_MODE) as new:
+            for chunk in chunks:
+                tally.add(chunk)
+                new.write(chunk)
+            found = tally.content()
+            if expected:
+                _require("blob", expected, found)
+            place = self.path(found.digest)
+            durable.make_dir(place.parent)
+            new.commit(place)
+        return found
+
+    def ingest_file(self, path: Path) -> Content:
+        """Store a copy of the file `path`; see `ingest`."""
+        fd = _open_any(path)
+        try:
+            return self.ingest(read_chunks(fd))
+        finally:
+            os.close(fd)
+
+    def check(self, digest: str, size_bytes: int) -> None:
+        """Read the blob and compare it with its name; raises as `open_sealed` does."""
+        for _ in self.verified_chunks(digest, size_bytes):
+            pass
+
+    def verified_chunks(self, digest: str, size_bytes: int) -> Iterator[bytes]:
+        """The blob's bytes. Use none of them before the end: that is where Untrusted is raised."""
+        fd = self._open(digest)
+        try:
+            tally = _Tally(MAX_BLOB_BYTES)
+            for chunk in read_chunks(fd):
+                tally.add(chunk)
+                yield chunk
+        finally:
+            os.close(fd)
+        _require(str(self.path(digest)), Content(digest, size_bytes), tally.content())
+
+    def open_sealed(self, digest: str, size_bytes: int) -> int:
+        """A sealed in-memory copy of the blob, verified; the caller closes the fd, which is at position 0.
+
+        Reads the file once. Costs `size_bytes` of memory until the last descriptor of it is closed.
+
+        Raises:
+            Untrusted: the bytes are not those of `digest` and `size_bytes`.
+            NotFound: no such blob on this node.
+            StorageFailed: it cannot be read, or there is no memory for the copy.
+        """
+        fd = self._open(digest)
+        try:
+            copy, found = _seal(fd, size_bytes)
+        finally:
+            os.close(fd)
+        try:
+            _require(str(self.path(digest)), Content(digest, size_bytes), found)
+        except Untrusted:
+            os.close(copy)
+            raise
+        return copy
+
+    def discard(self, digest: str) -> None:
+        """Remove the blob; one that is not there is fine. Copies that were opened stay valid."""
+        durable.remove(self.path(digest))
+
+    def digests(self) -> Iterator[str]:
+        """Digests of all files that are named like blobs."""
+        for path in self.root.glob("sha256/??/*"):
+            digest = f"sha256:{path.name}"
+            if _DIGEST.fullmatch(digest):
+                yield digest
+
+    def _open(self, digest: str) -> int:
+        try:
+            return durable.open_regular(self.path(digest))
+        except FileNotFoundError:
+            raise NotFound(
+                f"blob {digest}: expected at {self.path(digest)}, found nothing",
+                "import the bundle that carries it, or add the same file again",
+            ) from None
+
+
+def seal_file(path: Path) -> Sealed:
+    """A sealed copy of a file outside the store, so that what is validated is what is committed.
+
+    Raises:
+        NotFound: no such file.
+        TooLarge: more than MAX_BLOB_BYTES.
+        StorageFailed: not a regular file, unreadable, or no memory for the copy.
+    """
+    fd = _open_any(path)
+    try:
+        copy, found = _seal(fd, MAX_BLOB_BYTES)
+    finally:
+        os.close(fd)
+    return Sealed(copy, *found)
+
+
+def read_chunks(fd: int) -> Iterator[bytes]:
+    """The file from its start to its end; the position of `fd` neither matters nor moves."""
+    offset = 0
+    while True:
+        with durable.reporting("model file: cannot read"):
+            chunk = os.pread(fd, CHUNK_BYTES, offset)
+        if not chunk:
+            return
+        offset += len(chunk)
+        yield chunk
+
+
+def _open_any(path: Path) -> int:
+    """Like durable.open_regular, but a path that the operator typed may lead through symlinks."""
+    try:
+        return durable.open_regular(path.resolve())
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file") from None
+
+
+class _Tally:
+    """Digest and length of the bytes that pass."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._sha256 = hashlib.sha256()
+        self._size_bytes = 0
+        self._limit_bytes = limit_bytes
+
+    def add(self, chunk: bytes) -> None:
+        self._size_bytes += len(chunk)
+        if self._size_bytes > self._limit_bytes:
+            raise TooLarge(f"blob: expected at most {self._limit_bytes} bytes, got more")
+        self._sha256.update(chunk)
+
+    def content(self) -> Content:
+        return Content(f"sha256:{self._sha256.hexdigest()}", self._size_bytes)
+
+
+def _require(what: str, expected: Content, found: Content) -> None:
+    if found == expected:
+        return
+    raise Untrusted(
+        f"{what}: expected {expected.digest} of {expected.size_bytes} bytes, "
+        f"got {found.digest} of {found.size_bytes} bytes",
+        "the file was changed or damaged after it was signed; import its bundle or add it again",
+    )
+
+
+def _seal(source: int, limit_bytes: int) -> tuple[int, Content]:
+    """Copy `source` into a sealed file, hashing what is copied.
+
+    At most `limit_bytes` are kept, so that a file that grew costs no memory; what was found tells.
+    """
+    copy, sealable = _private_file()
+    try:
+        tally = _Tally(MAX_BLOB_BYTES)
+        room_bytes = limit_bytes
+        with durable.reporting("sealed copy: cannot write"):
+            for chunk in read_chunks(source):
+                tally.add(chunk)
+                view = memoryview(chunk)[:room_bytes]
+                room_bytes -= len(view)
+                while view:
+                    view = view[os.write(copy, view) :]
+            if sealable:
+                seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+                fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)
+            os.lseek(copy, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy, tally.content()
+
+
+def _private_file() -> tuple[int, bool]:
+    """An empty file without a name, and whether it can be sealed."""
+    if hasattr(os, "memfd_create"):
+        try:
+            return os.memfd_create("skerry-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), True
+        except OSError:  # sandboxes refuse the call with ENOSYS or EPERM
+            pass
+    # Second best: nameless and 0600, so only this process and those it hands the fd to can reach it.
+    import tempfile  # noqa: PLC0415 - the daemon imports this module and seldom comes here
+
+    try:
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno()), False
+    except OSError as error:
+        raise StorageFailed(f"sealed copy: cannot create: {error.strerror}") from error

@@ -1,0 +1,237 @@
+"""Write files so that a power cut leaves the old bytes or the new ones, never a mixture.
+
+Does: temp file in the same directory, fsync, rename, fsync of the directory; directories; locks; reading
+with a ceiling.
+Leaves out: what the files mean (store.blobs, store.trust).
+
+Rules
+ * Whatever store changes on disk outside SQLite, it changes through this module.
+ * A failure removes its temp file and raises StorageFailed; a killed process leaves a `.tmp-…` for `sweep`.
+ * Root's CLI must not lock the service out of its own files: what root makes belongs to the owner of the
+   directory it is in.
+ * Every call that changes the disk goes through this module's `os`, which is where tests put their faults.
+"""
+# pathlib would go past that seam, so here:
+# ruff: noqa: PTH102, PTH105, PTH108, PTH116
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Self
+
+from skerry.errors import StorageFailed, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+TEMP_PREFIX = ".tmp-"
+LOCK_WAIT_S = 60.0  # an `add` of the largest model on an SD card takes about this long
+LOCK_RETRY_S = 0.05
+
+_HINTS = {
+    errno.ENOSPC: "free some space on this file system and try again",
+    errno.EDQUOT: "the disk quota is used up; free some space and try again",
+    errno.EROFS: "the file system is read-only; remount it or choose another --home",
+    errno.EACCES: "run this as root or as the user that owns the directory",
+    errno.EPERM: "run this as root or as the user that owns the directory",
+}
+
+
+@contextmanager
+def reporting(what: str) -> Iterator[None]:
+    """Turn an OSError inside the block into StorageFailed: `what`, the system's reason and a hint."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageFailed(f"{what}: {reason}", _HINTS.get(error.errno or 0, "")) from error
+
+
+class Staged:
+    """A new file that nobody can see until `commit`; leaving the `with` block without that removes it.
+
+    Args:
+        directory: where it is written; on the file system of its final place.
+        mode: permission bits of the committed file; until then it is 0600.
+
+    Raises:
+        StorageFailed: from every method, when the disk refuses.
+    """
+
+    def __init__(self, directory: Path, mode: int = 0o644) -> None:
+        self._temp = directory / f"{TEMP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+        self._mode = mode
+        self._committed = False
+        with reporting(f"{directory}: cannot create a file"):
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(self._temp, flags, 0o600)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append all of `data`."""
+        view = memoryview(data)
+        with reporting(f"{self._temp.parent}: cannot write"):
+            while view:  # a nearly full disk takes a part first and refuses the rest
+                view = view[os.write(self._fd, view) :]
+
+    def commit(self, path: Path) -> None:
+        """Make the bytes durable and then visible at `path`, replacing what is there."""
+        with reporting(f"{path}: cannot write"):
+            _give_to_owner(self._fd, self._temp.parent)
+            os.fchmod(self._fd, self._mode)
+            os.fsync(self._fd)
+            os.replace(self._temp, path)
+        self._committed = True
+        with reporting(f"{path}: written, but the disk did not confirm it"):
+            _sync_dir(path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+        if not self._committed:
+            with suppress(OSError):  # the error that brought us here matters more; `sweep` gets the rest
+                os.unlink(self._temp)
+
+
+def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644) -> None:
+    """Replace `path` by `data`: afterwards, and after a crash at any point, it is the old file or the new.
+
+    Raises:
+        StorageFailed: the disk refused; the old file, or its absence, is as before unless the message says
+            "written, but".
+    """
+    with Staged(path.parent, mode) as new:
+        for chunk in (data,) if isinstance(data, bytes) else data:
+            new.write(chunk)
+        new.commit(path)
+
+
+def make_dir(path: Path, mode: int = 0o750) -> None:
+    """Make `path` and its missing parents, durably; a directory that exists is left as it is.
+
+    Raises:
+        StorageFailed: the disk refused, or something else has this name.
+    """
+    if path.is_dir():
+        return
+    make_dir(path.parent, mode)
+    with reporting(f"{path}: cannot make the directory"):
+        with suppress(FileExistsError):  # another process was faster, or it is a file and `open` says so
+            os.mkdir(path, mode)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _give_to_owner(fd, path.parent)
+        finally:
+            os.close(fd)
+        _sync_dir(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; one that is not there is fine. Not synced: a file that comes back is swept again."""
+    with reporting(f"{path}: cannot remove"), suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed writers left in `directory`. Only for who holds the lock over its writers."""
+    for path in directory.glob(f"{TEMP_PREFIX}*"):
+        remove(path)
+
+
+def open_regular(path: Path) -> int:
+    """Open `path` for reading, never through a symlink, never a pipe or device; the caller closes the fd.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageFailed: it cannot be opened, or is not a regular file.
+    """
+    try:
+        # Without O_NONBLOCK a pipe put in a file's place would hang us.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "")
+        raise StorageFailed(f"{path}: cannot open: {error.strerror}", hint) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StorageFailed(f"{path}: expected a regular file, got something else")
+    return fd
+
+
+def read(path: Path, limit_bytes: int) -> bytes | None:
+    """The whole of a small file, or None if there is none.
+
+    Raises:
+        StorageFailed: it is larger than `limit_bytes`, not a regular file, or cannot be read.
+    """
+    try:
+        fd = open_regular(path)
+    except FileNotFoundError:
+        return None
+    with reporting(f"{path}: cannot read"), os.fdopen(fd, "rb") as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise StorageFailed(f"{path}: expected at most {limit_bytes} bytes, got more")
+    return data
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` against every other process; the kernel frees it when we die.
+
+    Raises:
+        Unavailable: another process held it for LOCK_WAIT_S seconds.
+        StorageFailed: the lock file cannot be made.
+    """
+    with reporting(f"{path}: cannot lock"):
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with reporting(f"{path}: cannot lock"):
+            _give_to_owner(fd, path.parent)
+            _wait_for_lock(fd, path)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _wait_for_lock(fd: int, path: Path) -> None:
+    deadline_s = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                raise Unavailable(
+                    f"{path}: another process has held this lock for {LOCK_WAIT_S:.0f} s",
+                    "wait for the other `skerry model` command to end, or end it",
+                ) from None
+            time.sleep(LOCK_RETRY_S)
+        else:
+            return
+
+
+def _give_to_owner(fd: int, directory: Path) -> None:
+    if os.geteuid() != 0:
+        return
+    owner = os.stat(directory)
+    if owner.st_uid != 0:
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
+def _sync_dir(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,87 @@
+"""What the registry holds, as the verifying child tells the daemon: one JSON document.
+
+Does: its types, writing it, reading it.
+Leaves out: how it came about (store.registry, store.verify). Imports no tuf: the daemon reads this.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from skerry import errors
+from skerry.manifest import Manifest  # noqa: TC001 - msgspec resolves it when it decodes
+from skerry.terms import MIB
+
+MAX_LISTING_BYTES = 64 * MIB  # four times the largest signed targets file
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One version of a model that signed metadata names.
+
+    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded.
+    """
+
+    name: str
+    version: int
+    digest: str
+    size_bytes: int
+    manifest: Manifest
+    installed: bool
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """A verified look at the registry.
+
+    `revision` is the version of the signed timestamp, 0 for an empty registry. `owner`: this node holds
+    the key that signs. `problems` are sentences about what was left out, and why.
+    """
+
+    revision: int
+    owner: bool
+    entries: tuple[Entry, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why there is no listing: the text, the hint and the class name of a SkerryError."""
+
+    error: str
+    hint: str = ""
+    kind: str = "InternalError"
+
+
+def encode(document: Listing | Refusal) -> bytes:
+    """The document as JSON."""
+    return msgspec.json.encode(document)
+
+
+def refusal(error: errors.SkerryError) -> Refusal:
+    """The document that stands for `error`, under the name of its nearest public class."""
+    public = next(kind for kind in type(error).__mro__ if vars(errors).get(kind.__name__) is kind)
+    return Refusal(error.message, error.hint, public.__name__)
+
+
+def parse(data: bytes) -> Listing:
+    """Read what `python -m store.verify` printed.
+
+    Raises:
+        SkerryError: the refusal it printed, as the class that it was.
+        InternalError: it printed anything else.
+    """
+    if len(data) > MAX_LISTING_BYTES:
+        raise errors.InternalError(
+            f"registry listing: expected at most {MAX_LISTING_BYTES} bytes, got {len(data)}"
+        )
+    try:
+        if b'"error"' in data[:16]:
+            raise _error(msgspec.json.decode(data, type=Refusal))
+        return msgspec.json.decode(data, type=Listing)
+    except msgspec.DecodeError as error:
+        raise errors.InternalError(f"registry listing: expected JSON, got {data[:200]!r}") from error
+
+
+def _error(document: Refusal) -> errors.SkerryError:
+    kind = getattr(errors, document.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.SkerryError)):
+        kind = errors.InternalError
+    return kind(document.error, document.hint)
