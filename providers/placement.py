@@ -1,0 +1,209 @@
+"""Put a model on the first device that proves it can run it.
+
+Does: try candidates in order; for each, build the session, count the nodes that really landed there, run the
+probe, compare with the CPU provider's outputs, time it; accept, or note why not and go on.
+Leaves out: the order (providers.ranking), keeping the trail (store.trail), what a worker does (providers.worker).
+
+Rules
+ * "On the NPU" is claimed only when nodes were placed there, the outputs agree and it was timed.
+ * The CPU provider is the reference, so it needs no comparison, except with golden outputs where the manifest
+   has some. A generated probe that the CPU refuses does not refuse the model: not every model takes made-up
+   input. It is noted, and the owner can give a sample.
+ * Whatever a candidate does (raise, crash, hang), the next one is tried in a fresh process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from providers import catalog, wire
+from providers.ranking import CPU, Candidate
+from providers.start import Started, start_worker
+from skerry.errors import ExecutionFailed, SkerryError
+from skerry.terms import DeviceKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from providers.launcher import Launcher
+    from providers.ranking import EpDevice
+    from skerry.manifest import Sample
+    from skerry.terms import TensorView
+
+#: Below this share of nodes a device does not carry the model; the rest runs on the CPU with copies between.
+MIN_SHARE = 0.5
+#: Relative; for single precision. Golden samples bring their own.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be placed, and inside which limits."""
+
+    label: str
+    model_fd: int
+    area_fd: int
+    samples: tuple[Sample, ...]
+    threads: int
+    keep_threads: bool
+    memory_bytes: int
+    working_directory: str
+    timeout_s: float
+    fork: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The outcome: the worker, if some candidate was accepted, and the steps that led there."""
+
+    worker: Started | None
+    device: EpDevice | None
+    steps: tuple[dict[str, Any], ...]
+
+    @property
+    def reason(self) -> str:
+        """Why nothing was accepted: what the last candidate, the CPU, failed at."""
+        return str(self.steps[-1]["why"]) if self.steps else "no candidate"
+
+
+async def place(launcher: Launcher, candidates: Sequence[Candidate], job: Job) -> Placed:
+    """Try `candidates` in order until one is accepted. The job's descriptors are borrowed."""
+    steps: list[dict[str, Any]] = []
+    reference: tuple[tuple[TensorView, ...], ...] | None = None
+    for candidate in candidates:
+        device = candidate.device
+        step = _blank(candidate)
+        steps.append(step)
+        try:
+            if device.kind is not DeviceKind.CPU or device.route != "builtin":
+                if reference is None:
+                    reference = await _reference(launcher, job)
+                worker = await start_on(launcher, device, job, reference=reference)
+            else:
+                worker = await start_on(launcher, device, job)
+        except SkerryError as error:
+            step["why"] = str(error)
+            continue
+        step.update(_facts(worker.proof))
+        refusal = judge(device, worker.proof)
+        if refusal is None:
+            step["verdict"] = "accepted"
+            step["why"] = _praise(device, worker.proof)
+            return Placed(worker, device, tuple(steps))
+        step["why"] = refusal
+        worker.channels.close()
+        worker.process.kill()
+    return Placed(None, None, tuple(steps))
+
+
+def judge(device: EpDevice, proof: wire.Proof) -> str | None:
+    """Why this candidate is refused, or None. Pure."""
+    if proof.parity is not None and not proof.parity["ok"]:
+        return f"outputs disagree: {proof.parity['reason']}"
+    if device.route == "builtin" and device.kind is DeviceKind.CPU:
+        return None
+    if proof.probe_error:
+        return f"the probe failed: {proof.probe_error}"
+    if proof.parity is None:
+        return "the outputs could not be compared with the CPU provider's"
+    if (
+        proof.nodes_total
+        and proof.nodes_placed is not None
+        and proof.nodes_placed < MIN_SHARE * proof.nodes_total
+    ):
+        return (
+            f"expected at least {MIN_SHARE:.0%} of the nodes there,"
+            f" got {proof.nodes_placed} of {proof.nodes_total}"
+        )
+    return None
+
+
+async def _reference(launcher: Launcher, job: Job) -> tuple[tuple[TensorView, ...], ...]:
+    """Have the CPU provider run the probe and leave its outputs in the area; the worker is not kept."""
+    worker = await start_on(launcher, CPU, job, kind="reference")
+    worker.channels.close()
+    if worker.proof.probe_error:
+        raise ExecutionFailed(
+            f"the CPU provider, as the reference, failed the probe: {worker.proof.probe_error}"
+        )
+    return worker.proof.reference
+
+
+async def start_on(
+    launcher: Launcher,
+    device: EpDevice,
+    job: Job,
+    *,
+    kind: str = "serve",
+    reference: tuple[tuple[TensorView, ...], ...] = (),
+) -> Started:
+    """Start a worker on this device, as it is when a model is placed there or its worker is replaced.
+
+    Raises:
+        ExecutionFailed: the model does not load there; the message says why.
+    """
+    spec = wire.Spec(
+        model=job.label,
+        device=msgspec.to_builtins(device),
+        threads=job.threads,
+        keep_threads=job.keep_threads,
+        memory_bytes=job.memory_bytes,
+        working_directory=job.working_directory,
+        kind=kind,
+        samples=job.samples,
+        reference=reference,
+        tolerance=TOLERANCE,
+    )
+    return await start_worker(
+        launcher,
+        spec=spec,
+        area_fd=job.area_fd,
+        model_fd=job.model_fd,
+        timeout_s=job.timeout_s,
+        fork=job.fork and catalog.may_fork(device.ep_name, device.route),
+    )
+
+
+def _blank(candidate: Candidate) -> dict[str, Any]:
+    device = candidate.device
+    return {
+        "ep": device.ep_name,
+        "device": device.label,
+        "kind": str(device.kind),
+        "route": device.route,
+        "reason": candidate.reason,
+        "verdict": "refused",
+        "why": "",
+        "created_ms": None,
+        "nodes_placed": None,
+        "nodes_total": None,
+        "parity": None,
+        "median_us": None,
+        "p90_us": None,
+        "runs": 0,
+        "threads": None,
+    }
+
+
+def _facts(proof: wire.Proof) -> dict[str, Any]:
+    names = ("created_ms", "nodes_placed", "nodes_total", "parity", "median_us", "p90_us", "runs", "threads")
+    return {name: getattr(proof, name) for name in names}
+
+
+def _praise(device: EpDevice, proof: wire.Proof) -> str:
+    placed = (
+        "an unknown share of the"
+        if proof.nodes_placed is None
+        else f"{proof.nodes_placed} of {proof.nodes_total}"
+    )
+    text = f"{placed} nodes there"
+    if proof.probe_error:
+        text += f"; not timed, the generated probe input does not suit the model ({proof.probe_error})"
+    elif proof.parity is not None:
+        text += ", outputs agree"
+    elif device.kind is DeviceKind.CPU:
+        text += ", is the reference itself"
+    return text

@@ -1,0 +1,80 @@
+"""What a worker gives up before it touches a model.
+
+Does: close what was inherited, tie the process to its parent's life, take away core dumps, new privileges
+and the surroundings that external data could be read from, cap the address space.
+Leaves out: when (providers.worker, providers.zygote).
+
+Rules
+ * Linux where it matters; on other systems what exists there is done, and the rest is left out.
+ * Nothing here can be undone by the process itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_NO_NEW_PRIVS = 38
+
+#: Descriptors a worker may open: its few sockets, the model, what an execution provider's driver wants.
+MAX_DESCRIPTORS = 256
+
+
+def keep_only(descriptors: Iterable[int]) -> None:
+    """Close every descriptor but standard error and `descriptors`; stdin becomes empty, stdout goes to stderr."""
+    keep = {2, *descriptors}
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    # ONNX Runtime prints some complaints on stdout, which may be somebody's pipe.
+    os.dup2(2, 1)
+    low = 3
+    for fd in sorted(fd for fd in keep if fd >= low):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the parent is, also if that has already happened."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def ignore_stop_signals() -> None:
+    """A terminal or a service manager signals the whole group; the daemon alone decides when its children end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def drop(working_directory: str) -> None:
+    """No core dumps, no new privileges, few descriptors, nothing to read beside the process."""
+    os.umask(0o077)
+    # A model loaded with external data reads files below the working directory: let there be none.
+    os.chdir(working_directory)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def cap_memory(extra_bytes: int) -> None:
+    """Allow `extra_bytes` of address space beyond what the process has now."""
+    with contextlib.suppress(FileNotFoundError):  # no /proc: not Linux, and no meaningful RLIMIT_AS either
+        now = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        limit = now + extra_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,0 +1,130 @@
+"""Bring one worker up: process, sockets, spec, and what it says when it has loaded.
+
+Does: the descriptors that join a worker to the daemon, and everything between "a sealed model and a
+candidate" and "a worker that has proved itself, or the reason why not".
+Leaves out: which candidate (providers.placement), and the work afterwards (providers.instance).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from providers import wire
+from providers.launcher import describe_exit
+from skerry.errors import ConfigError, ExecutionFailed
+
+if TYPE_CHECKING:
+    from providers.launcher import Launcher, Process
+
+
+class Channels:
+    """The daemon's ends of what joins it to a worker. Closing them ends the worker.
+
+    Attributes:
+        control: a SOCK_SEQPACKET socket.
+        requests, answers: descriptors of pipes; both do not block.
+    """
+
+    def __init__(self) -> None:
+        self.control, self._their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._their_requests, self.requests = os.pipe2(os.O_CLOEXEC)
+        self.answers, self._their_answers = os.pipe2(os.O_CLOEXEC)
+        for pipe in (self.requests, self.answers):
+            os.set_blocking(pipe, False)
+            with contextlib.suppress(
+                OSError
+            ):  # over the user's limit: the default of 64 KiB nearly always does
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, wire.PIPE_BYTES)
+        self._open = True
+
+    @property
+    def theirs(self) -> tuple[int, int, int]:
+        """The worker's ends, in the order in which it takes them."""
+        return self._their_control.fileno(), self._their_requests, self._their_answers
+
+    def hand_over(self) -> None:
+        """Close the worker's ends here, so that its death can be seen."""
+        self._their_control.close()
+        os.close(self._their_requests)
+        os.close(self._their_answers)
+
+    def close(self) -> None:
+        """Close our ends; harmless when they are closed."""
+        if self._open:
+            self._open = False
+            self.control.close()
+            os.close(self.requests)
+            os.close(self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker that has said READY. Whoever holds it closes the channels, which ends it."""
+
+    process: Process
+    channels: Channels
+    proof: wire.Proof
+
+
+async def start_worker(  # noqa: PLR0913 - each is a thing of its own
+    launcher: Launcher, *, spec: wire.Spec, area_fd: int, model_fd: int, timeout_s: float, fork: bool
+) -> Started:
+    """Start a worker and wait until it has loaded the model.
+
+    Args:
+        launcher: makes the process.
+        spec: what the worker is to be.
+        area_fd: shared memory for tensors; borrowed.
+        model_fd: the sealed model; borrowed.
+        timeout_s: for loading and probing; then the worker is killed.
+        fork: from the zygote, or a fresh interpreter.
+
+    Raises:
+        ExecutionFailed: it could not load the model; the message says why, or which signal ended it.
+    """
+    packet = wire.encode(spec)
+    if len(packet) > wire.MAX_PACKET_BYTES:
+        raise ConfigError(
+            f"model {spec.model}: expected samples of at most {wire.MAX_PACKET_BYTES} bytes in all,"
+            f" got {len(packet)}",
+            "shorten warmup and golden in the manifest",
+        )
+    channels = Channels()
+    process: Process | None = None
+    try:
+        try:
+            process = await launcher.launch((*channels.theirs, area_fd, model_fd), fork=fork)
+        finally:
+            channels.hand_over()
+        proof = await asyncio.wait_for(_first_word(channels.control, packet, process), timeout_s)
+    except BaseException as error:
+        channels.close()
+        if process is not None:
+            process.kill()
+        if isinstance(error, TimeoutError):
+            raise ExecutionFailed(
+                f"expected it loaded and probed within {timeout_s:g} s, got no answer",
+                "raise workers.load_timeout if the model is that slow",
+            ) from None
+        if isinstance(error, OSError):
+            raise ExecutionFailed(f"its worker was lost: {error}") from error
+        raise
+    return Started(process, channels, proof)
+
+
+async def _first_word(control: socket.socket, spec: bytes, process: Process) -> wire.Proof:
+    control.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    control.send(spec)
+    word = await asyncio.get_running_loop().sock_recv(control, wire.MAX_PACKET_BYTES)
+    if not word:
+        raise ExecutionFailed(f"its worker {describe_exit(await process.exited)} while it loaded the model")
+    if word[:1] == wire.FAILED:
+        failure = wire.decode_failure(word[1:])
+        raise ExecutionFailed(failure.message, failure.hint)
+    return wire.decode_proof(word[1:])

@@ -1,0 +1,207 @@
+"""What a worker and the daemon say to each other, byte for byte.
+
+Does: the frames of the two pipes and the packets of the socket that join a worker to the daemon.
+Leaves out: descriptors and shared memory (providers.worker on one side, providers.instance on the other).
+
+Tensors never travel here: they lie in shared memory, and frames say where. A request and its answer are a
+few integers each, because what repeats (names, datatypes, shapes) is said once as a numbered *layout*.
+
+Two pipes, because writing and reading one costs a third of what a socket costs:
+
+    daemon -> worker   LAYOUT    number, tensors, wanted outputs; valid until the number is used again
+    daemon -> worker   RUN       any number of (seq, where, layout)
+    worker -> daemon   LAYOUT    the same for outputs
+    worker -> daemon   DONE      any number of (seq, layout, nanoseconds)
+    worker -> daemon   ERROR     one request failed; the worker lives on
+
+A frame is a kind, its length and its content, and is never larger than the pipe, so that one write takes all
+of it. A dead peer reads as the end of the file.
+
+The control socket (SOCK_SEQPACKET) carries what comes before, must not wait, or brings a descriptor along:
+
+    daemon -> worker   spec      once, first
+    worker -> daemon   READY or FAILED
+    daemon -> worker   CANCEL    read by a thread of its own while a run is in progress
+    worker -> daemon   OVERSIZE  the outputs did not fit; a descriptor that holds them comes along
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+from skerry.manifest import Sample  # noqa: TC001 - msgspec resolves the types of fields
+from skerry.terms import KIB, TensorSpec, TensorView
+
+READY = b"+"
+FAILED = b"-"
+
+LAYOUT = 1
+RUN = 2
+DONE = 3
+ERROR = 4
+
+#: kind, bytes that follow
+FRAME = struct.Struct("<II")
+
+#: seq, offset of the tensors, offset of the room for outputs, bytes of that room, layout
+RUN_RECORD = struct.Struct("<QQQQI")
+#: seq, layout, nanoseconds in ONNX Runtime
+DONE_RECORD = struct.Struct("<QIQ")
+#: seq
+CANCEL_RECORD = struct.Struct("<Q")
+
+#: Packets stay well below the kernel's default socket buffer (208 KiB).
+MAX_PACKET_BYTES = 128 * KIB
+#: What a pipe is asked to hold: two RUN frames, and a layout of hundreds of tensors with long names.
+PIPE_BYTES = 256 * KIB
+#: Requests in one RUN frame. More only lengthens the wait for the first answer.
+MAX_RUNS_PER_FRAME = 64
+#: Numbers a side uses for layouts before it uses the oldest one again.
+MAX_LAYOUTS = 512
+
+#: daemon -> zygote: a token or a process id follows as eight bytes, little endian
+FORK = b"F"
+KILL = b"K"
+#: that go with FORK: control, requests, answers, area, model
+DESCRIPTORS = 5
+
+
+class Started(msgspec.Struct, tag="started", frozen=True):
+    """The worker that `token` asked for runs; a negative `pid` is the errno of the fork that failed."""
+
+    token: int
+    pid: int
+
+
+class Ended(msgspec.Struct, tag="ended", frozen=True):
+    """A worker is gone; `status` is as in subprocess: an exit status, or a signal's negative number."""
+
+    pid: int
+    status: int
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What a new worker is to be."""
+
+    model: str
+    device: dict[str, Any]
+    threads: int
+    keep_threads: bool  # the owner chose the number; otherwise a quick model gets one
+    memory_bytes: int
+    working_directory: str
+    kind: str = (
+        "serve"  # or "reference": run the probe, leave its outputs in the area; or "inspect": load only
+    )
+    samples: tuple[Sample, ...] = ()
+    reference: tuple[tuple[TensorView, ...], ...] = ()  # per sample: where the CPU provider's outputs lie
+    tolerance: float = 1e-3
+
+
+class Proof(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker found out about itself while it loaded; the raw material of the placement trail."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    threads: int = 0
+    created_ms: float = 0.0
+    nodes_total: int | None = None
+    nodes_placed: int | None = None
+    parity: dict[str, Any] | None = None
+    probe_error: str = ""
+    median_us: float | None = None
+    p90_us: float | None = None
+    runs: int = 0
+    reference: tuple[tuple[TensorView, ...], ...] = ()
+    rss_bytes: int = 0
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a worker could not load the model, or why one request failed."""
+
+    message: str
+    hint: str = ""
+    seq: int = 0
+    kind: str = "execution"  # execution | invalid | deadline
+
+
+class Layout(msgspec.Struct, frozen=True, array_like=True):
+    """A numbered arrangement of tensors, offsets relative to where a record says they begin."""
+
+    number: int
+    tensors: tuple[TensorView, ...]
+    outputs: tuple[str, ...] = ()  # requested outputs in order; empty: all
+
+
+class Oversize(msgspec.Struct, frozen=True, array_like=True):
+    """An answer that outgrew its room: the descriptor sent along holds it from offset 0."""
+
+    seq: int
+    tensors: tuple[TensorView, ...]
+    run_ns: int
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_zygote = msgspec.msgpack.Decoder(Started | Ended).decode
+decode_spec = msgspec.msgpack.Decoder(Spec).decode
+decode_proof = msgspec.msgpack.Decoder(Proof).decode
+decode_failure = msgspec.msgpack.Decoder(Failure).decode
+decode_layout = msgspec.msgpack.Decoder(Layout).decode
+decode_oversize = msgspec.msgpack.Decoder(Oversize).decode
+
+
+class FrameError(Exception):
+    """The other side does not keep to what stands above."""
+
+
+#: What comes of reading bytes that are not what they should be.
+NONSENSE = (FrameError, struct.error, msgspec.DecodeError)
+
+
+def frame(kind: int, content: bytes | bytearray) -> bytes:
+    """One frame."""
+    return FRAME.pack(kind, len(content)) + content
+
+
+class FrameReader:
+    """Bytes as they come -> whole frames. What is left of an unfinished one is kept."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def split(self, data: bytes) -> list[tuple[int, memoryview]]:
+        """The (kind, content) of every frame that is whole now.
+
+        Raises:
+            FrameError: one would be larger than any may be.
+        """
+        if self._rest:
+            data = self._rest + data
+        view = memoryview(data)
+        kind, length = FRAME.unpack_from(data) if len(data) >= FRAME.size else (0, len(data))
+        if FRAME.size + length == len(data):  # nearly always
+            self._rest = b""
+            return [(kind, view[FRAME.size :])]
+        frames = []
+        at = 0
+        size = len(data)
+        while size - at >= FRAME.size:
+            kind, length = FRAME.unpack_from(data, at)
+            end = at + FRAME.size + length
+            if end > size:
+                if length > PIPE_BYTES:
+                    raise FrameError(f"a frame of {length} bytes, where a pipe holds {PIPE_BYTES}")
+                break
+            frames.append((kind, view[at + FRAME.size : end]))
+            at = end
+        self._rest = data[at:] if at < size else b""
+        return frames
+
+
+def layout_size(tensors: tuple[TensorView, ...]) -> int:
+    """Bytes from the beginning of a layout to the end of its last tensor."""
+    return max((view.offset + view.size_bytes for view in tensors), default=0)
