@@ -1,0 +1,432 @@
+"""The daemon: what runs, in which order it starts, and how it stops.
+
+Does: put the rooms together, start them, keep them fed (signals, registry, configuration, inbox), stop them in
+the exact reverse order.
+Leaves out: everything that any one of them does.
+
+Start order, and reversed the stop order:
+
+    lock -> directories -> zygote -> state.db -> cache.db -> devices -> models -> socket -> registry -> inbox
+
+Rules
+ * Nothing here imports onnxruntime, numpy or tuf: models run in workers, signatures are checked in a child.
+ * Serving never waits for the network, nor for a model that does not load.
+ * Stopping answers what was accepted, within `inference.drain`, and exits with 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from agent import clock, lock, systemd, tasks
+from agent import config as configuration
+from agent import paths as places
+from agent.ipc.http import Listener
+from agent.ipc.pages import Pages
+from agent.models import ModelTable
+from agent.states import State
+from providers import cores, ranking
+from providers.launcher import Launcher
+from skerry import __version__
+from skerry.errors import InternalError, SkerryError
+from store import listing as listings
+from store.blobs import BlobStore
+from store.cache import OutputCache
+from store.trail import StateStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent.paths import Paths
+    from agent.settings import Config
+    from providers.discovery import Discovery
+
+log = logging.getLogger("skerry")
+
+BACKLOG = 1024
+#: The child that checks signatures takes 0.2 s; a bundle of gigabytes on a slow disk takes minutes.
+VERIFY_TIMEOUT_S = 600.0
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Daemon:
+    """One node's daemon. `run` returns when it was told to stop.
+
+    Args:
+        paths: where everything lies.
+        config: the configuration at start.
+        notifier: the service manager, if there is one.
+        sockets: listening sockets that it opened for us.
+    """
+
+    def __init__(
+        self, paths: Paths, config: Config, notifier: systemd.Notifier, sockets: list[systemd.Activated]
+    ) -> None:
+        self._paths = paths
+        self._config = self._config_at_start = config
+        self._notifier = notifier
+        self._sockets = sockets
+        self._started_unix = clock.wall()
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._serving = False
+        self._settled = False
+        self._refreshing = asyncio.Lock()
+        self._listing = listings.Listing(revision=0, owner=False)
+        self._warnings: dict[str, list[str]] = {}
+        self._discovery: asyncio.Future[Discovery] = self._loop.create_future()
+        self._listeners: list[Listener] = []
+
+    async def run(self) -> None:
+        """Start, serve until told to stop, stop."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._serving = True
+            self._notifier.ready(self._summary())
+            log.info("ready on %s", self._paths.socket)
+            await self._stop.wait()
+            self._notifier.stopping()
+            log.info("stopping")
+        log.info("stopped")
+
+    def stop(self) -> None:
+        """Begin to stop; `run` returns when it is done."""
+        self._stop.set()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        paths = self._paths
+        # First, and so taken back last: a second SIGTERM or a SIGHUP must not cut the stop short.
+        self._handle_signals(stack)
+        places.prepare(paths)
+        instance = lock.InstanceLock(paths.lock, str(paths.home or paths.state))
+        stack.callback(instance.release)
+        working_directory = _empty_directory(paths.run_dir / "empty")
+
+        self._launcher = Launcher()
+        self._launcher.warm_up()
+        stack.push_async_callback(self._launcher.close)
+
+        trail = StateStore(paths.state_db)
+        stack.callback(trail.close)
+        if trail.damage:
+            self._warn("state.db", [str(trail.damage)])
+        self._cache = self._open_cache(stack)
+
+        tasks.spawn(self._discover(), "discovery")
+        self._models = ModelTable(
+            config=lambda: self._config,
+            launcher=self._launcher,
+            blobs=BlobStore(paths.registry / "blobs"),
+            trail=trail,
+            cache=self._cache,
+            working_directory=working_directory,
+            discovery=self._discovery,
+        )
+        stack.push_async_callback(self._models.close)
+        self._pages = Pages(self, self._models, self._cache, trail)
+        await self._listen(stack)
+        tasks.spawn(self._first_refresh(), "registry")
+        await self._watch(stack)
+        interval_s = self._notifier.ping_interval_s
+        if interval_s is not None:
+            stack.callback(tasks.spawn(self._ping(interval_s), "watchdog").cancel)
+
+    def _open_cache(self, stack: contextlib.AsyncExitStack) -> OutputCache | None:
+        settings = self._config.cache
+        if not settings.enabled:
+            return None
+        try:
+            cache = OutputCache(
+                self._paths.cache_db,
+                max_bytes=settings.max_size_bytes,
+                memory_bytes=settings.memory_bytes,
+                wall_clock=clock.wall,
+            )
+        except SkerryError as error:
+            # Answers are computed then. That is slower and right.
+            self._warn("cache.db", [f"no output cache: {error}"])
+            return None
+        stack.callback(cache.close)
+        return cache
+
+    # -- listening
+
+    async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
+        settings = self._config.ipc
+        if self._sockets:
+            for activated in self._sockets:
+                await self._serve(stack, activated.sock)
+        else:
+            claimed = lock.claim_socket(self._paths.socket, settings.socket_mode, settings.socket_group)
+            stack.callback(claimed.release)
+            await self._serve(stack, claimed.sock)
+        address = configuration.tcp_address(self._config)
+        if address is not None:
+            listener = self._listener(stack)
+            server = await self._loop.create_server(listener, *address, backlog=BACKLOG)
+            stack.callback(server.close)
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, sock: Any) -> None:  # noqa: ANN401 - a socket.socket
+        listener = self._listener(stack)
+        server = await self._loop.create_unix_server(listener, sock=sock, backlog=BACKLOG)
+        stack.callback(server.close)
+
+    def _listener(self, stack: contextlib.AsyncExitStack) -> Listener:
+        listener = Listener(self._config.ipc, self._pages)
+        self._listeners.append(listener)
+        stack.push_async_callback(lambda: listener.drain(self._config.inference.drain_s))
+        return listener
+
+    # -- devices and registry
+
+    async def _discover(self) -> None:
+        from providers.discovery import discover  # noqa: PLC0415 - while the zygote starts
+
+        settings = self._config.providers
+        found = await discover(settings.discovery_timeout_s, settings.plugins)
+        self._warn("devices", [found.problem] if found.problem else [])
+        self._discovery.set_result(found)
+
+    async def _first_refresh(self) -> None:
+        with contextlib.suppress(
+            SkerryError
+        ):  # it stands among the warnings; a repaired registry is read later
+            await self.refresh()
+
+    async def refresh(self, bundle: Path | None = None) -> None:
+        """Have a child verify the registry (and import a bundle first), then serve what it says.
+
+        Raises:
+            SkerryError: the registry or the bundle was refused; what served before still does.
+        """
+        async with self._refreshing:
+            try:
+                found = await self._verify(bundle)
+            except SkerryError as error:
+                log.error("registry: %s", error)  # noqa: TRY400 - the reader needs the reason, not our stack
+                if bundle is None:
+                    self._warn("registry", [str(error)])
+                    self._settled = True
+                raise
+            self._listing = found
+            self._warn("registry", list(found.problems))
+            await self._models.follow(found)
+            self._settled = True
+            self._notifier.status(self._summary())
+
+    async def _verify(self, bundle: Path | None) -> listings.Listing:
+        arguments = [str(self._paths.registry), str(self._paths.keys)]
+        if bundle is not None:
+            arguments += ["--import", str(bundle)]
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "store.verify", *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            output, _ = await asyncio.wait_for(child.communicate(), VERIFY_TIMEOUT_S)
+        except TimeoutError:
+            child.kill()
+            await child.wait()
+            raise InternalError(
+                f"registry: expected it verified within {VERIFY_TIMEOUT_S:g} s, got no answer"
+            ) from None
+        return listings.parse(output)
+
+    # -- what happens while it runs
+
+    def _handle_signals(self, stack: contextlib.AsyncExitStack) -> None:
+        handlers: dict[signal.Signals, Callable[[], object]] = {
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+            signal.SIGHUP: lambda: tasks.spawn(self._on_hangup(), "reload"),
+        }
+        for number, handler in handlers.items():
+            self._loop.add_signal_handler(number, handler)
+            stack.callback(self._loop.remove_signal_handler, number)
+
+    async def _on_hangup(self) -> None:
+        if not self._serving or self._stop.is_set():
+            return  # nothing to reload yet, or any more
+        self._notifier.reloading()
+        self.reload()
+        with contextlib.suppress(SkerryError):
+            await self.refresh()
+        self._notifier.ready(self._summary())
+
+    def reload(self) -> None:
+        """Read the configuration again and apply what can be applied without a restart."""
+        try:
+            fresh = configuration.load(self._paths.config_file)
+        except SkerryError as error:
+            log.error("configuration not reloaded, the old one stays in force: %s", error)  # noqa: TRY400 - as above
+            self._warn("configuration", [str(error)])
+            return
+        for change in configuration.changes(self._config, fresh).applied:
+            log.info("configuration: %s", change)
+        pending = configuration.changes(self._config_at_start, fresh).needs_restart
+        self._warn("configuration", [f"{change} takes effect after a restart" for change in pending])
+        self._config = fresh
+        logging.getLogger().setLevel(_LEVELS[fresh.log.level])
+        if self._cache is not None:
+            self._cache.resize(fresh.cache.max_size_bytes, fresh.cache.memory_bytes)
+        self._models.reconfigure()
+        for listener in self._listeners:
+            listener.limits = fresh.ipc
+
+    async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
+        from sync.inbox import Inbox  # noqa: PLC0415 - while the children start
+        from sync.watch import Watcher, watch_file  # noqa: PLC0415 - likewise
+
+        watcher = Watcher(self._loop)
+        stack.callback(watcher.close)
+        watch_file(watcher, self._paths.config_file, self.reload)
+        if self._config.inbox.enabled:
+            inbox = Inbox(self._paths.inbox, self._import, watcher)
+            inbox.start()
+            stack.push_async_callback(inbox.close)
+
+    async def _import(self, bundle: Path) -> None:
+        await self.refresh(bundle)
+        log.info("bundle %s imported", bundle.name)
+
+    async def _ping(self, interval_s: float) -> None:
+        while True:
+            self._notifier.ping()
+            await asyncio.sleep(interval_s)
+
+    # -- what the pages ask
+
+    def is_ready(self) -> bool:
+        """Whether the registry was read and every model in it has settled."""
+        return self._settled
+
+    def status(self) -> dict[str, Any]:
+        """The status page's document."""
+        versions = self._models.all()
+        found = self._discovery.result() if self._discovery.done() else None
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "home": str(self._paths.home) if self._paths.home else None,
+            "socket": str(self._paths.socket),
+            "started_unix": self._started_unix,
+            "uptime_s": clock.wall() - self._started_unix,
+            "ready": self._settled,
+            "rss_bytes": self.rss_bytes(os.getpid()),
+            "zygote_pid": self._launcher.zygote_pid,
+            "registry": {
+                "revision": self._listing.revision,
+                "owner": self._listing.owner,
+                "problems": list(self._listing.problems),
+            },
+            "models": {
+                "ready": sum(version.state is State.READY for version in versions),
+                "total": len({version.name for version in versions}),
+            },
+            "cache": self._cache.stats()._asdict() if self._cache else None,
+            "providers": {
+                "onnxruntime": found.onnxruntime if found else None,
+                "devices": len(found.devices) if found else 0,
+            },
+            "warnings": [text for texts in self._warnings.values() for text in texts],
+        }
+
+    async def providers(self) -> dict[str, Any]:
+        """The providers page's document."""
+        found = await asyncio.shield(self._discovery)
+        policy = self._config.providers.policy
+        return {
+            "onnxruntime": found.onnxruntime,
+            "policy": policy,
+            "candidates": [
+                {
+                    "ep": candidate.device.ep_name,
+                    "device": candidate.device.label,
+                    "kind": candidate.device.kind,
+                    "vendor": candidate.device.vendor,
+                    "version": candidate.device.ep_version,
+                    "route": candidate.device.route,
+                    "reason": candidate.reason,
+                }
+                for candidate in ranking.rank(found.devices, policy)
+            ],
+            "excluded": [{"what": excluded.what, "reason": excluded.reason} for excluded in found.excluded],
+        }
+
+    @staticmethod
+    def rss_bytes(pid: int | None) -> int:
+        """Resident memory of a process; 0 if there is none."""
+        import psutil  # noqa: PLC0415 - for people who look, not for serving
+
+        try:
+            return int(psutil.Process(pid).memory_info().rss) if pid else 0
+        except psutil.Error:
+            return 0
+
+    def _summary(self) -> str:
+        ready = sum(version.state is State.READY for version in self._models.all())
+        return f"{ready} models ready"
+
+    def _warn(self, source: str, texts: list[str]) -> None:
+        """Replace what this source warns of."""
+        for text in texts:
+            log.warning("%s: %s", source, text)
+        self._warnings[source] = texts
+
+
+def _empty_directory(path: Path) -> str:
+    """Where workers are: nothing to read, nothing to write."""
+    path.mkdir(mode=0o555, exist_ok=True)
+    if any(path.iterdir()):
+        raise InternalError(f"{path}: expected an empty directory for workers, got files in it")
+    return str(path)
+
+
+async def _main(paths: Paths, config: Config) -> None:
+    notifier = systemd.Notifier.from_env(os.environ, os.getpid())
+    sockets = systemd.take_sockets(os.environ, os.getpid())
+    await Daemon(paths, config, notifier, sockets).run()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every system
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+def main() -> int:
+    """`python -m agent.daemon [--home DIR]`; the `skerry run` command becomes this process."""
+    parser = argparse.ArgumentParser(prog="python -m agent.daemon")
+    parser.add_argument("--home")
+    options = parser.parse_args()
+    try:
+        cores.check_core()
+        paths = places.resolve(options.home, os.environ, os.geteuid())
+        config = configuration.load(paths.config_file)
+        logging.basicConfig(
+            level=_LEVELS[config.log.level], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_main(paths, config))
+    except SkerryError as error:
+        print(f"error: {error.message}", file=sys.stderr)  # noqa: T201 - the command line's answer
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201 - likewise
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

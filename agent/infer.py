@@ -1,0 +1,342 @@
+"""One inference from its bytes to its answer: plan, cache, queue, run, record.
+
+Does: everything between "the body is here" and "this is the answer", for whatever carried it.
+Leaves out: HTTP (agent.ipc.http), which versions there are (agent.models), the run itself (providers.instance).
+
+Rules
+ * What a JSON header decides is decided once: clients repeat their header and change only the tensors, so the
+   outcome of parsing and checking is remembered per version as a Plan.
+ * The version is leased from before its memory is touched until the answer has been built.
+ * Every request that was counted in is counted out, with exactly one outcome.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from providers.area import ALIGNMENT
+from providers.job import Job
+from skerry import oip
+from skerry.errors import DeadlineExceeded, InvalidRequest, Overloaded, SkerryError
+from skerry.terms import KIB, MIB
+from store import cachekey
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+    from agent.version import Version
+    from providers.instance import Instance
+    from providers.job import ResultLayout
+    from skerry.terms import TensorView
+    from store.cache import OutputCache
+
+#: Plans remembered per version, and the longest header worth remembering.
+MAX_PLANS = 256
+MAX_PLANNED_HEADER_BYTES = 4 * KIB
+#: Room for outputs at most. Larger answers come in memory of their own.
+MAX_ROOM_BYTES = 16 * MIB
+_ANY_DEADLINE_US = 10**12
+
+
+class Plan:
+    """All that a JSON header says, checked against the version it is for."""
+
+    __slots__ = (
+        "answer_json",
+        "answer_layout",
+        "binary_bytes",
+        "cache_prefix",
+        "form",
+        "has_bytes",
+        "layout",
+        "request_id",
+        "tail",
+        "timeout_s",
+        "total_bytes",
+    )
+
+    def __init__(
+        self, version: Version, request: oip.InferRequest, inputs: oip.Inputs, binary_bytes: int
+    ) -> None:
+        oip.check_inputs(version.label, version.inputs, inputs.views)
+        self.form = oip.response_format(request, version.label, version.outputs)
+        self.layout = version.layout_of(inputs.views, self.form.outputs)
+        self.binary_bytes = binary_bytes
+        self.tail = inputs.tail
+        self.total_bytes = binary_bytes + len(inputs.tail)
+        self.has_bytes = any(view.datatype == "BYTES" for view in inputs.views)
+        self.request_id = request.id
+        self.timeout_s = _timeout_s(request.parameters, version.timeout_s)
+        self.cache_prefix: dict[str, tuple[bytes, tuple[TensorView, ...]]] = {}  # by scope
+        self.answer_layout: ResultLayout | None = None
+        self.answer_json = b""
+
+
+class Client(Protocol):
+    """Who asked. One of the two is called, once, unless the exchange was abandoned."""
+
+    def answer(self, json: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
+        """The JSON, the binary tensors behind it, and what to call when their memory is no longer needed."""
+
+    def refuse(self, error: SkerryError) -> None:
+        """There is no answer."""
+
+
+def _timeout_s(parameters: Mapping[str, Any], longest_s: float) -> float:
+    """Triton's request parameter `timeout` is in microseconds; 0 and absent mean the model's own limit."""
+    value = parameters.get("timeout", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _ANY_DEADLINE_US:
+        raise InvalidRequest(f"parameter 'timeout': expected microseconds, got {value!r}")
+    return min(longest_s, value / 1e6) if value else longest_s
+
+
+class Exchange(Job):
+    """One request in progress. It ends with a call of its client, or by `abandon`."""
+
+    __slots__ = (
+        "_begun_ns",
+        "_block",
+        "_client",
+        "_instance",
+        "_key",
+        "_loop",
+        "_plan",
+        "_run_us",
+        "_submitted",
+        "_version",
+    )
+
+    def __init__(self, version: Version, loop: asyncio.AbstractEventLoop, client: Client) -> None:
+        self._version = version
+        self._loop = loop
+        self._client: Client | None = client
+        self._begun_ns = time.perf_counter_ns()
+        self._instance: Instance | None = None
+        self._block = -1
+        self._run_us = -1  # no run: answered from the cache, or not at all
+        self._submitted = False
+        self._key: bytes | None = None
+        version.acquire()
+
+    # -- receiving
+
+    def receive_into(self, body_bytes: int, header_bytes: int) -> memoryview:
+        """Shared memory in which the whole body can be received, so that its tensors need no copy.
+
+        Args:
+            body_bytes: of the HTTP body.
+            header_bytes: of the JSON in front; the tensors behind it come to lie at an aligned offset.
+
+        Raises:
+            Overloaded: no room now.
+        """
+        instance = self._version.require_instance()
+        pad = -header_bytes % ALIGNMENT
+        offset, _ = instance.area.take(pad + body_bytes + ALIGNMENT + self._version.room_bytes)
+        self._instance, self._block = instance, offset
+        return instance.area.memory[offset + pad : offset + pad + body_bytes]
+
+    # -- running
+
+    def start(self, body: memoryview, header_bytes: int, scope: str, cache: OutputCache | None) -> None:
+        """Run the request whose body is complete. Never raises: whatever goes wrong is the reply."""
+        try:
+            self._start(body, header_bytes, scope, cache)
+        except SkerryError as error:
+            self._fail(error)
+
+    def _start(self, body: memoryview, header_bytes: int, scope: str, cache: OutputCache | None) -> None:
+        version = self._version
+        binary = body[header_bytes:]
+        plan = self._plan_for(bytes(body[:header_bytes]), len(binary))
+        self._plan = plan
+        if plan.has_bytes:
+            _check_bytes(plan, binary)
+        if (
+            cache is not None
+            and version.cache_policy is not None
+            and self._answer_from(cache, plan, binary, scope)
+        ):
+            return
+        instance = self._instance
+        if instance is None or plan.tail:
+            if self._block >= 0:
+                binary = memoryview(
+                    bytes(binary)
+                )  # it lies in the block, which may be emptied once it is given back
+                self._give_block()
+            instance = self._instance = version.require_instance()
+            begin, size = instance.area.take(plan.total_bytes + ALIGNMENT + version.room_bytes)
+            self._block = begin
+            memory = instance.area.memory
+            memory[begin : begin + plan.binary_bytes] = binary
+            if plan.tail:
+                memory[begin + plan.binary_bytes : begin + plan.total_bytes] = plan.tail
+            end = begin + size
+        else:
+            begin = self._block + header_bytes + -header_bytes % ALIGNMENT
+            end = self._block + instance.area.block_bytes(self._block)
+        room = -(-(begin + plan.total_bytes) // ALIGNMENT) * ALIGNMENT
+        self.layout = plan.layout
+        self.begin = begin
+        self.room = room
+        self.room_bytes = end - room
+        self.deadline = self._loop.time() + plan.timeout_s
+        instance.submit(self)
+        self._submitted = True
+
+    def _plan_for(self, header: bytes, binary_bytes: int) -> Plan:
+        version = self._version
+        plan = version.plans.get(header)
+        if plan is not None and plan.binary_bytes == binary_bytes:
+            return plan
+        if header:
+            request = oip.decode_request(header)
+            inputs = oip.locate_inputs(request, binary_bytes)
+        else:
+            view = oip.sole_input(version.label, version.inputs, binary_bytes)
+            request = oip.InferRequest([], parameters={"binary_data_output": True})
+            inputs = oip.Inputs((view,), b"")
+        plan = Plan(version, request, inputs, binary_bytes)
+        # A header with an id is never seen again, and one with data is its own tensor.
+        if plan.request_id is None and not plan.tail and 0 < len(header) <= MAX_PLANNED_HEADER_BYTES:
+            if len(version.plans) >= MAX_PLANS:
+                version.plans.clear()
+            version.plans[header] = plan
+        return plan
+
+    def _answer_from(self, cache: OutputCache, plan: Plan, binary: memoryview, scope: str) -> bool:
+        version = self._version
+        if version.cache_policy == "shared":
+            scope = "shared"
+        views = plan.layout.tensors
+        body = memoryview(bytes(binary) + plan.tail) if plan.tail else binary
+        known = plan.cache_prefix.get(scope)
+        if known is None:
+            prefix = cachekey.prefix(version.digest, views, plan.form.outputs, {}, scope)
+            known = plan.cache_prefix[scope] = prefix, cachekey.in_order(views)
+        self._key = cachekey.digest(*known, body)
+        found = cache.get(self._key)
+        stats = version.stats
+        looked_us = (time.perf_counter_ns() - self._begun_ns) // 1000
+        if found is None:
+            stats.cache_misses += 1
+            stats.cache_miss_us += looked_us
+            return False
+        stats.cache_hits += 1
+        stats.cache_hit_us += looked_us
+        json, parts = oip.encode_response(
+            version.name,
+            version.number_text,
+            found.layout,
+            memoryview(found.payload),
+            plan.form,
+            request_id=plan.request_id,
+            parameters={"cached": True},
+        )
+        self._succeed(json, parts)
+        return True
+
+    # -- ending
+
+    def abandon(self) -> None:
+        """The client is gone: nothing will be sent; what is queued is dropped, what runs is stopped."""
+        self._client = None
+        if self._submitted and self._instance is not None:
+            self._instance.cancel(self)  # on_error is called, and lets go of everything
+        else:
+            self._version.stats.canceled += 1
+            self._let_go()
+
+    def on_result(self, memory: memoryview, at: int, layout: ResultLayout, run_ns: int) -> None:
+        """The run is over. See Job."""
+        version = self._version
+        plan = self._plan
+        stats = version.stats
+        self._run_us = run_ns // 1000
+        if layout.size_bytes > version.room_bytes:
+            version.room_bytes = min(layout.size_bytes, MAX_ROOM_BYTES)
+        payload = memory[at : at + layout.size_bytes]
+        if self._key is not None:
+            version.remember(self._key, layout.tensors, bytes(payload))
+        if self._client is None:
+            stats.canceled += 1
+            self._let_go()
+        elif plan.answer_layout is layout:
+            self._succeed(plan.answer_json, [payload])
+        else:
+            self._encode(plan, layout, payload)
+
+    def on_error(self, error: SkerryError) -> None:
+        """The run came to nothing. See Job."""
+        self._fail(error)
+
+    def on_late(self, error: SkerryError) -> None:
+        """Answer now; the memory stays the worker's until it is done with it. See Job."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.refuse(error)
+
+    def _encode(self, plan: Plan, layout: ResultLayout, payload: memoryview) -> None:
+        version = self._version
+        try:
+            json, parts = oip.encode_response(
+                version.name,
+                version.number_text,
+                layout.tensors,
+                payload,
+                plan.form,
+                request_id=plan.request_id,
+            )
+        except SkerryError as error:
+            self._fail(error)
+            return
+        if len(parts) == len(layout.tensors) and plan.request_id is None:
+            # All of it is binary and lies in one piece: next time nothing is left to encode.
+            plan.answer_layout, plan.answer_json = layout, json
+        self._succeed(json, parts)
+
+    def _succeed(self, json: bytes, parts: list[memoryview]) -> None:
+        stats = self._version.stats
+        stats.success += 1
+        took_us = (time.perf_counter_ns() - self._begun_ns) // 1000
+        stats.request_us += took_us
+        stats.latency.record(took_us)
+        if self._run_us >= 0:
+            stats.inference_count += 1
+            stats.compute_infer_us += self._run_us
+            stats.queue_us += max(0, took_us - self._run_us)
+        client = self._client
+        assert client is not None  # noqa: S101 - an abandoned exchange does not come here
+        client.answer(json, parts, self._let_go)
+
+    def _fail(self, error: SkerryError) -> None:
+        stats = self._version.stats
+        if isinstance(error, Overloaded):
+            stats.rejected += 1
+        elif self._client is None or isinstance(error, DeadlineExceeded):
+            stats.canceled += 1
+        else:
+            stats.failed += 1
+        client = self._client
+        self._let_go()
+        if client is not None:
+            client.refuse(error)
+
+    def _let_go(self) -> None:
+        if self._block >= 0:
+            self._give_block()
+        self._version.release()
+
+    def _give_block(self) -> None:
+        if self._instance is not None and self._block >= 0:
+            self._instance.area.give(self._block)
+            self._block = -1
+
+
+def _check_bytes(plan: Plan, binary: memoryview) -> None:
+    for view in plan.layout.tensors:
+        if view.datatype == "BYTES" and view.offset < plan.binary_bytes:
+            oip.check_bytes_tensor(view, binary[view.offset : view.offset + view.size_bytes])

@@ -1,0 +1,1 @@
+"""How clients on this machine reach the daemon."""

@@ -1,0 +1,565 @@
+"""HTTP/1.1 on the local socket: bytes in, requests to the pages, answers out.
+
+Does: framing, limits and timeouts of one connection; bodies of inference requests are received straight into
+the shared memory of the worker that will read them.
+Leaves out: heads (agent.ipc.head), what pages answer (agent.ipc.pages), inference (agent.infer).
+
+Rules
+ * One request at a time per connection: a pipelined one waits in the buffer, which keeps answers in order.
+ * Everything has a ceiling and a deadline: head, body, idleness, connections. One timer per connection, and a
+   busy connection never resets it: it looks at the clock when it fires.
+ * An answer in shared memory is released when the kernel has it, not before.
+ * A client that goes away takes its request with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, cast
+
+from agent import tasks
+from agent.infer import Exchange
+from agent.ipc import replies
+from agent.ipc.chunked import ChunkedBody
+from agent.ipc.head import Head, HeadParser, Page
+from agent.ipc.peer import Peer, hung_up
+from skerry.errors import (
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    SkerryError,
+    TooLarge,
+)
+from skerry.terms import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.ipc.pages import Pages
+    from agent.settings import Ipc
+
+log = logging.getLogger(__name__)
+
+#: Bodies from this size on are received into shared memory; smaller ones are copied there, which is quicker.
+DIRECT_BYTES = 32 * KIB
+#: Answers up to this size are copied into one write; larger ones go out in pieces.
+JOIN_BYTES = 64 * KIB
+#: How long a refused client may go on sending, so that it gets to read why.
+LINGER_S = 2.0
+
+
+class Listener:
+    """What the connections of one listener share.
+
+    Args:
+        limits: the `ipc` section in force; may be replaced at any time.
+        pages: answers everything.
+    """
+
+    def __init__(self, limits: Ipc, pages: Pages) -> None:
+        self.limits = limits
+        self.pages = pages
+        self.heads = HeadParser()
+        self.connections: set[Connection] = set()
+        self.loop = asyncio.get_running_loop()
+        self.draining = False
+        self.emptied = asyncio.Event()
+
+    def __call__(self) -> Connection:
+        """A protocol for a new connection; asyncio calls this."""
+        return Connection(self)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Close idle connections now, busy ones after their answer, and all of them after `timeout_s`."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        until = self.loop.time() + timeout_s
+        while self.connections and self.loop.time() < until:
+            self.emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.emptied.wait(), until - self.loop.time())
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client."""
+
+    __slots__ = (
+        "_answering",
+        "_body",
+        "_body_at",
+        "_buffer",
+        "_chunks",
+        "_deadline",
+        "_end",
+        "_eof",
+        "_exchange",
+        "_head",
+        "_held",
+        "_last_head",
+        "_last_json",
+        "_last_size",
+        "_lingering",
+        "_listener",
+        "_paused",
+        "_peer",
+        "_scanned",
+        "_skip",
+        "_start",
+        "_timer",
+        "_transport",
+        "_view",
+        "_why",
+    )
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray(4 * KIB)
+        self._view = memoryview(self._buffer)
+        self._start = 0  # unread bytes are buffer[start:end]
+        self._end = 0
+        self._scanned = 0
+        self._head: Head | None = None
+        self._body: memoryview | None = None  # where the rest of a body goes, if not into the buffer
+        self._body_at = 0
+        self._skip = 0  # bytes of a body that nobody wants
+        self._chunks: ChunkedBody | None = None
+        self._exchange: Exchange | None = None
+        self._answering = False
+        self._paused = False
+        self._held: list[Callable[[], None]] = []
+        self._last_json = self._last_head = b""
+        self._last_size = 0
+        self._eof = False
+        self._lingering = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
+        self._why = ""
+
+    # -- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        self._transport = cast("asyncio.Transport", transport)
+        listener = self._listener
+        self._peer = Peer(transport.get_extra_info("socket"))
+        # pause_writing then comes as soon as the kernel did not take everything, resume_writing when it has.
+        self._transport.set_write_buffer_limits(high=0, low=0)
+        listener.connections.add(self)
+        limit = listener.limits.max_connections
+        if len(listener.connections) > limit:
+            self._refuse(
+                Overloaded(
+                    f"connections: expected at most {limit}, got one more", "raise ipc.max_connections"
+                )
+            )
+            return
+        self._wait("idle", listener.limits.idle_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """It is gone, or we closed."""
+        self._listener.connections.discard(self)
+        if self._listener.draining and not self._listener.connections:
+            self._listener.emptied.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self._body = None
+        self._release_held()
+        self._abandon()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the next bytes go: into the buffer, or where a large body is wanted."""
+        if self._body is not None:
+            return self._body[self._body_at :]
+        if self._end == len(self._buffer):
+            self._make_room()
+        return self._view[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """That many bytes have come."""
+        if self._lingering:
+            self._start = self._end = 0
+            return
+        if self._body is not None:
+            self._body_at += nbytes
+            if self._body_at == len(self._body):
+                self._dispatch(self._body)
+            return
+        self._end += nbytes
+        if self._skip:
+            skipped = min(self._skip, nbytes)
+            self._skip -= skipped
+            self._start = self._scanned = skipped
+            if self._skip:
+                self._start = self._end = self._scanned = 0
+            else:
+                self._dispatch(self._view[:0])
+                if not self._answering:
+                    self._advance()
+            return
+        if not self._answering:
+            self._advance()
+        unread = self._end - self._start
+        if unread > DIRECT_BYTES and unread >= self._listener.limits.max_header_bytes + DIRECT_BYTES:
+            self._hold()
+
+    def eof_received(self) -> bool:
+        """The client will send no more."""
+        self._eof = True
+        # A client that only closed its sending half still reads the answers; one that is gone does not.
+        sock = self._transport.get_extra_info("socket") if self._transport else None
+        if self._lingering or self._body is not None or self._skip or sock is None or hung_up(sock):
+            self._abandon()
+            return False
+        if not self._answering:
+            self._advance()
+        return True
+
+    def pause_writing(self) -> None:
+        """The kernel did not take all of an answer."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Now it has."""
+        self._paused = False
+        self._release_held()
+        if not self._answering:
+            # Not from here: asyncio's own transport must not be closed inside this call, and _next may do that.
+            self._listener.loop.call_soon(self._next)
+
+    # -- reading
+
+    def _hold(self) -> None:
+        """The client sends on while its request runs. It can wait.
+
+        Never from get_buffer: libuv is about to call what pausing takes away, and crashes.
+        """
+        if self._transport is not None and not self._lingering:
+            self._transport.pause_reading()
+
+    def _make_room(self) -> None:
+        """Move what is unread to the front, or grow: only pipelined requests and long heads need more."""
+        unread = self._end - self._start
+        limit = self._listener.limits.max_header_bytes + DIRECT_BYTES
+        size = len(self._buffer) if self._start else min(2 * len(self._buffer), limit)
+        fresh = bytearray(max(size, unread + KIB))
+        fresh[:unread] = self._view[self._start : self._end]
+        self._buffer, self._view = fresh, memoryview(fresh)
+        self._scanned -= self._start
+        self._start, self._end = 0, unread
+
+    def _advance(self) -> None:
+        """Go on with what is in the buffer."""
+        while (
+            self._transport is not None and not self._answering and not self._paused and not self._lingering
+        ):
+            head = self._head
+            if head is None:
+                head = self._read_head()
+                if head is None:
+                    break
+            if self._chunks is not None:
+                if not self._read_chunks(self._chunks):
+                    break
+                continue
+            have = self._end - self._start
+            if have >= head.body_bytes:
+                body = self._view[self._start : self._start + head.body_bytes]
+                self._start += head.body_bytes
+                self._dispatch(body)
+                continue
+            self._receive_apart(head, have)
+            break
+        else:
+            return
+        if self._eof:  # the rest of it will never come
+            self._abandon()
+            self._close()
+
+    def _read_head(self) -> Head | None:
+        """The next head if it is whole; sets up what its body needs."""
+        if self._start == self._end:
+            self._start = self._end = self._scanned = 0
+            return None
+        limits = self._listener.limits
+        at = self._buffer.find(b"\r\n\r\n", max(self._start, self._scanned - 3), self._end)
+        if at < 0:
+            self._scanned = self._end
+            if self._end - self._start > limits.max_header_bytes:
+                self._refuse(
+                    TooLarge(f"request head: expected at most {limits.max_header_bytes} bytes, got more"),
+                )
+            elif self._why != "head":
+                self._wait("head", limits.header_timeout_s)
+            return None
+        at += 4
+        if at - self._start > limits.max_header_bytes:
+            self._refuse(
+                TooLarge(f"request head: expected at most {limits.max_header_bytes} bytes, got more")
+            )
+            return None
+        head = self._listener.heads.parse(bytes(self._view[self._start : at]), limits.max_body_bytes)
+        self._start = self._scanned = at
+        if not head.framed:
+            self._refuse(head.error or InternalError("request head: lost count"))
+            return None
+        self._head = head
+        if head.body_bytes < 0:
+            self._chunks = ChunkedBody(limits.max_body_bytes)
+        if head.expects_continue and self._start == self._end and head.error is None and self._transport:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return head
+
+    def _receive_apart(self, head: Head, have: int) -> None:
+        """The body is longer than what has come: let the rest arrive where it will be used."""
+        if self._why != "body":
+            self._wait("body", self._listener.limits.body_timeout_s)
+        if head.body_bytes < DIRECT_BYTES:
+            if self._start and head.body_bytes > len(self._buffer) - self._start:
+                self._make_room()
+            return
+        if head.page is Page.INFER and head.error is None:
+            try:
+                self._exchange = self._open_exchange(head)
+                self._body = self._exchange.receive_into(head.body_bytes, max(0, head.json_bytes))
+            except SkerryError as error:
+                self._abandon()
+                self._head = head._replace(error=error)
+        if self._body is not None:
+            self._body[:have] = self._view[self._start : self._end]
+            self._body_at = have
+        else:
+            # Nobody wants it, but the client still gets an answer, and the connection its next request.
+            self._skip = head.body_bytes - have
+        self._start = self._end = self._scanned = 0
+
+    def _read_chunks(self, chunks: ChunkedBody) -> bool:
+        try:
+            used = chunks.feed(bytes(self._view[self._start : self._end]))
+        except SkerryError as error:
+            self._refuse(error)
+            return False
+        self._start += used
+        self._scanned = self._start
+        if not chunks.complete:
+            self._start = self._end = self._scanned = 0
+            if self._why != "body":
+                self._wait("body", self._listener.limits.body_timeout_s)
+            return False
+        self._chunks = None
+        self._dispatch(memoryview(chunks.body))
+        return True
+
+    # -- answering
+
+    def _open_exchange(self, head: Head) -> Exchange:
+        version = self._listener.pages.models.find(head.model, head.version)
+        return Exchange(version, self._listener.loop, self)
+
+    def _dispatch(self, body: memoryview) -> None:
+        """The request is complete."""
+        head = self._head
+        assert head is not None  # noqa: S101 - a body follows a head
+        self._body = None
+        self._answering = True
+        self._why = ""
+        self._deadline = 0.0
+        if head.error is not None:
+            self.refuse(head.error)
+            return
+        if head.page is not Page.INFER:
+            self._answer_page(head)
+            return
+        exchange = self._exchange
+        if exchange is None:
+            try:
+                exchange = self._exchange = self._open_exchange(head)
+            except SkerryError as error:
+                self.refuse(error)
+                return
+        json_bytes = len(body) if head.json_bytes < 0 else head.json_bytes
+        exchange.start(body, json_bytes, self._peer.scope, self._listener.pages.cache)
+
+    def _answer_page(self, head: Head) -> None:
+        try:
+            page = self._listener.pages.answer(head, self._peer)
+        except SkerryError as error:
+            self.refuse(error)
+            return
+        if isinstance(page, tuple):
+            self._send_page(*page)
+        else:
+            tasks.spawn(self._answer_later(head, page), f"page {head.page}")
+
+    async def _answer_later(self, head: Head, page: object) -> None:
+        try:
+            content = await page  # type: ignore[misc] # Pages.answer says what it is
+        except SkerryError as error:
+            self.refuse(error)
+        except Exception as error:
+            self.refuse(InternalError(f"page {head.page}: {type(error).__name__}"))
+            raise
+        else:
+            self._send_page(*content)
+
+    def _send_page(self, status: bytes, kind: bytes, content: bytes) -> None:
+        self._write(replies.page(status, kind, content, close=self._closing(), head_only=self._head_only()))
+        self._finish()
+
+    def refuse(self, error: SkerryError) -> None:
+        """Answer with an error; the connection goes on."""
+        self._exchange = None
+        self._write(replies.refusal(error, close=self._closing(), head_only=self._head_only()))
+        self._finish()
+
+    def _head_only(self) -> bool:
+        return self._head is not None and self._head.head_only
+
+    def answer(self, json: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
+        """Answer an inference; `release` is called when the kernel has all of it."""
+        self._exchange = None
+        size = len(json)
+        for part in parts:
+            size += part.nbytes
+        if not parts:
+            self._write(replies.page(replies.OK, replies.JSON, json, close=self._closing(), head_only=False))
+            release()
+        else:
+            # Requests that repeat are answered with the very same object (agent.infer.Plan).
+            if json is not self._last_json or size != self._last_size or self._closing():
+                self._last_json, self._last_size = json, size
+                self._last_head = replies.binary_head(json, size, close=self._closing())
+            head = self._last_head
+            if size <= JOIN_BYTES:
+                self._write(b"".join((head, *parts)))
+                release()
+            else:
+                self._write_large(head, parts, release)
+        self._finish()
+
+    def _write_large(self, head: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
+        self._write(head)
+        for part in parts:
+            self._write(part)
+        if self._paused:
+            self._held.append(release)
+        else:
+            release()
+
+    def _closing(self) -> bool:
+        """Whether this answer is the last on the connection."""
+        return self._listener.draining or (self._head is not None and not self._head.keep_alive)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _finish(self) -> None:
+        """The answer is on its way; close, or turn to the next request."""
+        closing = self._closing()
+        self._head = None
+        self._answering = False
+        if self._transport is None:
+            return
+        if closing:
+            self._close()
+            return
+        self._why = "idle"  # the timer finds out since when: that costs a busy connection nothing
+        self._deadline = 0.0
+        if not self._paused and self._end > self._start:
+            # Not from here: this may be inside _advance, whose loop goes on by itself, or deep below a worker's answer.
+            self._listener.loop.call_soon(self._next)
+        elif self._end == self._start:
+            self._start = self._end = self._scanned = 0
+            if self._eof:
+                self._close()
+
+    def _next(self) -> None:
+        if self._transport is not None and not self._answering and not self._lingering:
+            if not self._eof:
+                self._transport.resume_reading()
+            self._advance()
+
+    def _close(self) -> None:
+        """Close once the client has everything, or when it does not take it in time."""
+        self._lingering = True
+        if self._transport is not None:
+            self._transport.close()
+            if self._paused:
+                self._wait("linger", self._listener.limits.idle_timeout_s)
+
+    def _refuse(self, error: SkerryError) -> None:
+        """Answer and close: what follows on this connection cannot be told apart any more."""
+        self._abandon()
+        self._head = Head(None, keep_alive=False)
+        self._write(replies.refusal(error, close=True, head_only=False))
+        # Closing with bytes unread would take the answer back from a client that is still sending.
+        self._lingering = True
+        self._start = self._end = 0
+        if self._transport is not None:
+            if self._transport.can_write_eof():
+                with contextlib.suppress(OSError):
+                    self._transport.write_eof()
+            self._wait("linger", LINGER_S)
+
+    # -- time and ends
+
+    def _wait(self, why: str, duration_s: float) -> None:
+        """From now on the client has this long. The timer is only set if none is: it looks again when it fires."""
+        self._why = why
+        loop = self._listener.loop
+        self._deadline = loop.time() + duration_s
+        if self._timer is None:
+            self._timer = loop.call_at(self._deadline, self._on_timer)
+        elif self._timer.when() > self._deadline:
+            self._timer.cancel()
+            self._timer = loop.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        loop = self._listener.loop
+        if self._transport is None:
+            return
+        if self._answering:  # the request's own deadline rules now
+            self._timer = loop.call_later(self._listener.limits.header_timeout_s, self._on_timer)
+        elif self._why == "idle" and not self._deadline:
+            self._wait("idle", self._listener.limits.idle_timeout_s)
+        elif loop.time() < self._deadline:
+            self._timer = loop.call_at(self._deadline, self._on_timer)
+        elif self._why in {"head", "body"}:
+            self._body = None
+            self._skip = 0
+            self._refuse(
+                InvalidRequest(
+                    f"request {self._why}: expected it whole in time, got silence; the connection is closed"
+                ),
+            )
+        else:
+            # A client that does not read its answer would keep a closed connection open for ever.
+            self._transport.abort() if self._why == "linger" or self._paused else self._transport.close()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is in progress."""
+        if not self._answering and self._head is None and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _abandon(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.abandon()
+
+    def _release_held(self) -> None:
+        held, self._held = self._held, []
+        for release in held:
+            release()

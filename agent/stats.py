@@ -1,0 +1,97 @@
+"""What is counted per model version: outcomes, durations, quantiles.
+
+Does: counters under the names of Triton's metrics, and a histogram from which p50 and p99 are read.
+Leaves out: the text format (agent.metrics).
+"""
+
+from __future__ import annotations
+
+#: Sub-buckets per power of two: quantiles are right to about 6 %.
+_SUB_BITS = 3
+_SUB = 1 << _SUB_BITS
+#: From 1 us up to 2^40 us (12 days).
+_BUCKETS = 40 << _SUB_BITS
+
+
+class Histogram:
+    """Durations in logarithmic buckets: recording costs one shift and one addition, memory is fixed."""
+
+    __slots__ = ("_counts", "count")
+
+    def __init__(self) -> None:
+        self._counts = [0] * _BUCKETS
+        self.count = 0
+
+    def record(self, duration_us: int) -> None:
+        """Count one duration."""
+        bits = duration_us.bit_length()
+        if bits <= _SUB_BITS:
+            index = duration_us
+        else:
+            shift = bits - _SUB_BITS - 1
+            index = (shift << _SUB_BITS) + (duration_us >> shift)
+        self._counts[min(index, _BUCKETS - 1)] += 1
+        self.count += 1
+
+    def quantile_us(self, q: float) -> float | None:
+        """The duration below which a share `q` of all lies; None if nothing was recorded."""
+        if not self.count:
+            return None
+        rank = q * self.count
+        seen = 0
+        for index, count in enumerate(self._counts):
+            seen += count
+            if count and seen >= rank:
+                return _middle_us(index)
+        return _middle_us(_BUCKETS - 1)
+
+
+def _middle_us(index: int) -> float:
+    if index < 2 * _SUB:
+        return float(index)
+    shift = (index >> _SUB_BITS) - 1
+    low = ((index & (_SUB - 1)) + _SUB) << shift
+    return low + (1 << shift) / 2
+
+
+class Statistics:
+    """One version's counters. All durations in microseconds, summed.
+
+    `inference_count` leaves cache hits out, `success` counts them: Triton's definitions.
+    """
+
+    __slots__ = (
+        "cache_hit_us",
+        "cache_hits",
+        "cache_miss_us",
+        "cache_misses",
+        "canceled",
+        "compute_infer_us",
+        "failed",
+        "inference_count",
+        "latency",
+        "queue_us",
+        "rejected",
+        "request_us",
+        "success",
+    )
+
+    def __init__(self) -> None:
+        self.success = 0
+        self.failed = 0
+        self.rejected = 0
+        self.canceled = 0
+        self.inference_count = 0
+        self.request_us = 0
+        self.queue_us = 0
+        self.compute_infer_us = 0
+        self.cache_hits = 0
+        self.cache_misses = 0
+        self.cache_hit_us = 0
+        self.cache_miss_us = 0
+        self.latency = Histogram()
+
+    @property
+    def requests(self) -> int:
+        """All that came."""
+        return self.success + self.failed + self.rejected + self.canceled

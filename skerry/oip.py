@@ -1,0 +1,454 @@
+"""The Open Inference Protocol v2 with the binary tensor extension: from bytes to tensors and back.
+
+Does: decode an inference request's JSON header, say where each tensor lies or turn its JSON data into bytes,
+check it against what the model declares, and encode the answer.
+Leaves out: HTTP (agent.ipc), shared memory (providers.instance), numpy (skerry.client).
+
+Rules
+ * Binary tensors are never copied or converted here: they stay where they are, and a TensorView says where.
+ * What arrives is bounded: number of tensors, rank, elements against bytes that really came.
+ * What JSON cannot carry (FP16, BF16, NaN, infinity) is refused with the way out, never rounded or dropped.
+
+Source: https://github.com/kserve/open-inference-protocol (inference_rest.md) and Triton's
+extension_binary_data.md; where document and server differ, the server that clients meet.
+"""
+
+from __future__ import annotations
+
+import array
+import math
+import struct
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from skerry.errors import InvalidRequest, Unsupported
+from skerry.terms import ITEM_SIZES, MAX_RANK, TensorSpec, TensorView
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+#: Tensors in one request; the widest published models take some fifty.
+MAX_TENSORS = 256
+#: Elements of one tensor, dimensions of 0 left out: far above any body, and its bytes fit 63 bits.
+MAX_ELEMENTS = 1 << 48
+
+_TYPECODES = {
+    "UINT8": "B",
+    "UINT16": "H",
+    "UINT32": "I",
+    "UINT64": "Q",
+    "INT8": "b",
+    "INT16": "h",
+    "INT32": "i",
+    "INT64": "q",
+    "FP32": "f",
+    "FP64": "d",
+}
+_NOT_IN_JSON = "send and ask for it as binary: parameters binary_data_size and binary_data"
+_LENGTH = struct.Struct("<I")
+
+_Parameters = dict[str, Any]
+
+
+class InputTensor(msgspec.Struct):
+    """One input as the client describes it; `data` is empty unless it travels as JSON."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: _Parameters = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class RequestedOutput(msgspec.Struct):
+    """One output that the client asks for by name."""
+
+    name: str
+    parameters: _Parameters = {}
+
+
+class InferRequest(msgspec.Struct):
+    """The JSON header of an inference request."""
+
+    inputs: list[InputTensor]
+    outputs: list[RequestedOutput] | None = None
+    id: str | None = None
+    parameters: _Parameters = {}
+
+
+class Inputs(NamedTuple):
+    """The tensors of a request, and what JSON data became.
+
+    `views` count from the end of the header. `tail` continues the body there: bytes of tensors that came as
+    JSON. A request with binary tensors alone has an empty tail.
+    """
+
+    views: tuple[TensorView, ...]
+    tail: bytes
+
+
+_decode = msgspec.json.Decoder(InferRequest).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def decode_request(header: bytes | memoryview) -> InferRequest:
+    """The JSON header -> a typed request.
+
+    Raises:
+        InvalidRequest: not JSON, or not of the protocol's form; the message has the path to the fault.
+        Unsupported: it asks for an extension that this server does not announce.
+    """
+    try:
+        request = _decode(header)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"inference request: {error}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"inference request: expected JSON, got something else: {error}",
+            "with binary tensors the header Inference-Header-Content-Length says where the JSON ends",
+        ) from None
+    if not 0 < len(request.inputs) <= MAX_TENSORS:
+        raise InvalidRequest(
+            f"inference request: expected 1 to {MAX_TENSORS} inputs, got {len(request.inputs)}"
+        )
+    for parameters in (
+        request.parameters,
+        *(t.parameters for t in [*request.inputs, *(request.outputs or ())]),
+    ):
+        if parameters:
+            _check_parameters(parameters)
+    return request
+
+
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    for name in parameters:
+        if name.startswith("shared_memory"):
+            raise Unsupported(f"parameter {name!r}: the shared memory extension is not served")
+        if name.startswith("sequence_"):
+            raise Unsupported(f"parameter {name!r}: the sequence extension is not served")
+        if name == "classification":
+            raise Unsupported("parameter 'classification': the classification extension is not served")
+        if name.startswith("triton_"):
+            raise InvalidRequest(f"parameter {name!r}: names that begin with triton_ are reserved")
+
+
+def locate_inputs(request: InferRequest, binary_bytes: int) -> Inputs:
+    """Where each tensor lies behind the header.
+
+    Args:
+        request: from `decode_request`.
+        binary_bytes: length of the body behind the JSON.
+
+    Raises:
+        InvalidRequest: a size does not fit the shape, the datatype or the bytes that came.
+    """
+    views: list[TensorView] = []
+    described: list[tuple[InputTensor, int]] = []
+    offset = 0
+    for tensor in request.inputs:
+        count = _elements(tensor)
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            described.append((tensor, len(views)))
+            views.append(TensorView(tensor.name, tensor.datatype, tuple(tensor.shape), 0, 0))
+            continue
+        if tensor.data:
+            raise InvalidRequest(f"input {tensor.name!r}: expected data or binary_data_size, got both")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise InvalidRequest(f"input {tensor.name!r}: expected binary_data_size in bytes, got {size!r}")
+        expected = count * ITEM_SIZES[tensor.datatype]
+        if tensor.datatype != "BYTES" and size != expected:
+            raise InvalidRequest(
+                f"input {tensor.name!r}: expected binary_data_size {expected} for"
+                f" {tensor.datatype} {tensor.shape}, got {size}",
+            )
+        views.append(TensorView(tensor.name, tensor.datatype, tuple(tensor.shape), offset, size))
+        offset += size
+    if offset != binary_bytes:
+        raise InvalidRequest(
+            f"inference request: expected {offset} bytes of tensors behind the JSON, got {binary_bytes}",
+            "Inference-Header-Content-Length is the length of the JSON alone",
+        )
+    tail = bytearray()
+    for tensor, index in described:
+        raw = encode_data(tensor)
+        views[index] = views[index]._replace(offset=offset + len(tail), size_bytes=len(raw))
+        tail += raw
+    return Inputs(tuple(views), bytes(tail))
+
+
+def _elements(tensor: InputTensor) -> int:
+    if tensor.datatype not in ITEM_SIZES:
+        raise InvalidRequest(
+            f"input {tensor.name!r}: expected a datatype of {', '.join(ITEM_SIZES)}, got {tensor.datatype!r}",
+        )
+    if len(tensor.shape) > MAX_RANK:
+        raise InvalidRequest(
+            f"input {tensor.name!r}: expected at most {MAX_RANK} dimensions, got {len(tensor.shape)}",
+        )
+    if tensor.shape and min(tensor.shape) < 0:
+        raise InvalidRequest(f"input {tensor.name!r}: expected dimensions of 0 or more, got {tensor.shape}")
+    # An empty tensor's other dimensions cost no bytes, but numpy and the worker's frames must still hold them.
+    if math.prod(filter(None, tensor.shape)) > MAX_ELEMENTS:
+        raise InvalidRequest(
+            f"input {tensor.name!r}: expected dimensions of at most {MAX_ELEMENTS} elements, got {tensor.shape}",
+        )
+    return math.prod(tensor.shape)
+
+
+def check_bytes_tensor(view: TensorView, raw: memoryview) -> None:
+    """Raise InvalidRequest unless `raw` is exactly the elements that a BYTES tensor of this shape has."""
+    expected = math.prod(view.shape)
+    found = at = 0
+    size = len(raw)
+    while at + 4 <= size and found < expected:
+        at += 4 + int.from_bytes(raw[at : at + 4], "little")
+        found += 1
+    if found != expected or at != size:
+        raise InvalidRequest(
+            f"input {view.name!r}: expected {expected} elements, each a four-byte length and its bytes, in"
+            f" {size} bytes; got {found} that end at byte {at}",
+        )
+
+
+def encode_data(tensor: InputTensor) -> bytes:
+    """JSON data, flat or nested -> little-endian bytes."""
+    name, datatype = tensor.name, tensor.datatype
+    if not tensor.data:
+        raise InvalidRequest(f"input {name!r}: expected data or parameters.binary_data_size, got neither")
+    if datatype in {"FP16", "BF16"}:
+        raise InvalidRequest(f"input {name!r}: JSON does not carry {datatype}", _NOT_IN_JSON)
+    try:
+        values = _flatten(msgspec.json.decode(tensor.data))
+        raw = _pack(datatype, values)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.DecodeError) as error:
+        raise InvalidRequest(
+            f"input {name!r}: expected data of {datatype}, got something else: {error}"
+        ) from None
+    expected = math.prod(tensor.shape)
+    if len(values) != expected:
+        raise InvalidRequest(
+            f"input {name!r}: expected {expected} elements for shape {tensor.shape}, got {len(values)}",
+        )
+    return raw
+
+
+def _flatten(values: object) -> list[Any]:
+    """Nested lists -> one flat list, row-major; a bare value is a list of one."""
+    if not isinstance(values, list):
+        return [values]
+    for _ in range(MAX_RANK - 1):
+        if not (values and isinstance(values[0], list)):
+            break
+        if not all(isinstance(row, list) for row in values):  # chain would take a string apart
+            raise ValueError("lists beside values")
+        values = list(chain.from_iterable(values))
+    return values
+
+
+def _pack(datatype: str, values: list[Any]) -> bytes:
+    if datatype == "BYTES":
+        encoded = [str.encode(value) for value in values]
+        return b"".join(chain.from_iterable((_LENGTH.pack(len(value)), value) for value in encoded))
+    if datatype == "BOOL":
+        if any(value not in {0, 1} for value in values):
+            raise ValueError("true and false are the only BOOLs")
+        return bytes(map(bool, values))
+    packed = array.array(_TYPECODES[datatype], values)
+    # JSON has no infinity, so one in the array is a number that was too big for it.
+    if datatype == "FP32" and (math.inf in packed or -math.inf in packed):
+        raise OverflowError("a number is too large for FP32")
+    return packed.tobytes()
+
+
+def check_inputs(label: str, declared: Sequence[TensorSpec], views: Sequence[TensorView]) -> None:
+    """Raise InvalidRequest unless the tensors are those that the model declares.
+
+    Args:
+        label: "model/version", for the message.
+        declared: the model's inputs; -1 is any size.
+        views: what came.
+    """
+    expected = {spec.name: spec for spec in declared}
+    given: set[str] = set()
+    for view in views:
+        spec = expected.get(view.name)
+        if spec is None:
+            raise InvalidRequest(
+                f"input {view.name!r} of {label}: expected one of {', '.join(map(repr, expected))}, got this name",
+            )
+        if view.name in given:
+            raise InvalidRequest(f"input {view.name!r} of {label}: expected once, got twice")
+        given.add(view.name)
+        fits = len(spec.shape) == len(view.shape) and all(
+            want in {-1, got} for want, got in zip(spec.shape, view.shape, strict=True)
+        )
+        if not fits or spec.datatype != view.datatype:
+            raise InvalidRequest(
+                f"input {view.name!r} of {label}: expected {spec.datatype} {list(spec.shape)},"
+                f" got {view.datatype} {list(view.shape)}",
+                _shape_hint(spec, view),
+            )
+    missing = [name for name in expected if name not in given]
+    if missing:
+        raise InvalidRequest(
+            f"inputs of {label}: expected {', '.join(map(repr, expected))}, got none for"
+            f" {', '.join(map(repr, missing))}",
+        )
+
+
+def _shape_hint(spec: TensorSpec, view: TensorView) -> str:
+    if spec.datatype != view.datatype:
+        return ""
+    if len(spec.shape) == len(view.shape) + 1:
+        return "a dimension is missing; is it the batch dimension in front?"
+    if len(spec.shape) == len(view.shape) == 4:
+        n, h, w, c = view.shape
+        if all(want in {-1, got} for want, got in zip(spec.shape, (n, c, h, w), strict=True)):
+            return "the axes look like NHWC; transpose to NCHW"
+        n, c, h, w = view.shape
+        if all(want in {-1, got} for want, got in zip(spec.shape, (n, h, w, c), strict=True)):
+            return "the axes look like NCHW; transpose to NHWC"
+    return ""
+
+
+def sole_input(label: str, declared: Sequence[TensorSpec], size_bytes: int) -> TensorView:
+    """The one tensor of a raw binary request (header length 0): its shape follows from the model and the size."""
+    if len(declared) != 1:
+        raise InvalidRequest(
+            f"raw binary request to {label}: expected a model with one input, got {len(declared)}",
+            "describe the inputs in JSON",
+        )
+    spec = declared[0]
+    unknown = spec.shape.count(-1)
+    if spec.datatype == "BYTES" or unknown > 1:
+        raise InvalidRequest(
+            f"raw binary request to {label}: the shape of {spec.datatype} {list(spec.shape)} cannot be told"
+            " from its size",
+            "describe the input in JSON",
+        )
+    known = math.prod(dimension for dimension in spec.shape if dimension != -1) * ITEM_SIZES[spec.datatype]
+    free = size_bytes // known if unknown and known else 1
+    if size_bytes != known * free:
+        raise InvalidRequest(
+            f"raw binary request to {label}: expected a multiple of {known} bytes, got {size_bytes}"
+            if unknown
+            else f"raw binary request to {label}: expected {known} bytes, got {size_bytes}",
+        )
+    shape = tuple(free if dimension == -1 else dimension for dimension in spec.shape)
+    return TensorView(spec.name, spec.datatype, shape, 0, size_bytes)
+
+
+class Format(NamedTuple):
+    """How the answer is to look: which outputs, in order, and whether each one travels as binary."""
+
+    outputs: tuple[str, ...]  # empty: all
+    binary: tuple[bool, ...]  # one per output; one for all if `outputs` is empty
+
+    def is_binary(self, index: int) -> bool:
+        """Whether the output at this place travels as binary."""
+        return self.binary[index if self.outputs else 0]
+
+
+def response_format(request: InferRequest, label: str, declared: Sequence[TensorSpec]) -> Format:
+    """What the request asks of its answer.
+
+    Raises:
+        InvalidRequest: an output that the model does not have, or one asked for twice.
+    """
+    default = _flag(request.parameters, "binary_data_output", default=False)
+    if not request.outputs:
+        return Format((), (default,))
+    known = {spec.name for spec in declared}
+    names = []
+    for output in request.outputs:
+        if output.name not in known or output.name in names:
+            raise InvalidRequest(
+                f"output {output.name!r} of {label}: expected each of {', '.join(map(repr, sorted(known)))}"
+                f" at most once, got this name",
+            )
+        names.append(output.name)
+    flags = tuple(_flag(output.parameters, "binary_data", default=default) for output in request.outputs)
+    return Format(tuple(names), flags)
+
+
+def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"parameter {name!r}: expected true or false, got {value!r}")
+    return value
+
+
+def decode_data(view: TensorView, raw: memoryview) -> list[Any]:
+    """Little-endian bytes of one output -> a flat list for JSON.
+
+    Raises:
+        InvalidRequest: JSON cannot carry it; ask for it as binary.
+    """
+    if view.datatype in {"FP16", "BF16"}:
+        raise InvalidRequest(f"output {view.name!r}: JSON does not carry {view.datatype}", _NOT_IN_JSON)
+    if view.datatype == "BOOL":
+        return [bool(value) for value in raw]
+    if view.datatype == "BYTES":
+        return _strings(view, raw)
+    values: list[Any] = array.array(_TYPECODES[view.datatype], bytes(raw)).tolist()
+    if view.datatype in {"FP32", "FP64"} and not all(map(math.isfinite, values)):
+        raise InvalidRequest(f"output {view.name!r}: JSON does not carry its NaN or infinity", _NOT_IN_JSON)
+    return values
+
+
+def _strings(view: TensorView, raw: memoryview) -> list[str]:
+    values = []
+    at = 0
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 4], "little")
+        try:
+            values.append(str(raw[at + 4 : at + 4 + size], "utf-8"))
+        except UnicodeDecodeError:
+            raise InvalidRequest(
+                f"output {view.name!r}: JSON does not carry bytes that are no text", _NOT_IN_JSON
+            ) from None
+        at += 4 + size
+    return values
+
+
+def encode_response(  # noqa: PLR0913 - the fields of the answer
+    model: str,
+    version: str,
+    views: Sequence[TensorView],
+    payload: memoryview,
+    form: Format,
+    *,
+    request_id: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[bytes, list[memoryview]]:
+    """The answer: its JSON, and the binary tensors that follow it, as views into `payload`.
+
+    Args:
+        model: its name.
+        version: as text, as the protocol has it.
+        views: the outputs, offsets into `payload`.
+        payload: borrowed; the returned views keep it alive.
+        form: from `response_format`.
+        request_id: echoed if the request had one.
+        parameters: of the answer as a whole.
+    """
+    outputs: list[dict[str, Any]] = []
+    parts: list[memoryview] = []
+    for index, view in enumerate(views):
+        raw = payload[view.offset : view.offset + view.size_bytes]
+        described: dict[str, Any] = {"name": view.name, "datatype": view.datatype, "shape": view.shape}
+        if form.is_binary(index):
+            described["parameters"] = {"binary_data_size": view.size_bytes}
+            parts.append(raw)
+        else:
+            described["data"] = decode_data(view, raw)
+        outputs.append(described)
+    answer: dict[str, Any] = {} if not request_id else {"id": request_id}
+    answer |= {"model_name": model, "model_version": version}
+    if parameters:
+        answer["parameters"] = parameters
+    answer["outputs"] = outputs
+    return _encode(answer), parts
