@@ -1,0 +1,212 @@
+"""`skerry model add`: from a file to a signed version that is served.
+
+Does: seal a private copy, scan it, load it once in a child with limits, sign and commit exactly those
+bytes, tell the daemon and wait for its verdict.
+Leaves out: each of these steps itself (store.blobs, providers.modelfile, providers.inspect, store.registry).
+
+Rules
+ * Every step looks at the sealed copy: the file may change under our hands, what is signed does not.
+ * Nothing is signed that did not load.
+ * The daemon decides what it serves. A version that it refuses stays in the registry, and the command
+   says why.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent import paths
+from agent.cli import manifestfile, render
+from providers.inspect import Signature, inspect_model
+from providers.modelfile import scan
+from skerry.errors import DeadlineExceeded, InvalidRequest, NotRunning, Unavailable
+from skerry.manifest import Manifest
+from skerry.terms import check_model_name
+from store.blobs import Sealed, seal_file
+from store.registry import Registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.cli.session import Session
+    from providers.modelfile import ModelSummary
+    from skerry.client import Client
+    from skerry.terms import TensorSpec
+    from store.listing import Entry
+
+INSPECT_S = 60.0  # as long as the daemon gives a model to load
+SERVED_S = 120.0  # inspection again, on every candidate device, and the probe
+POLL_S = 0.05
+
+# A request with more numbers than this is no example to paste.
+_EXAMPLE_ELEMENTS = 64
+_TEXT_DATATYPES = {
+    "BOOL",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "FP32",
+    "FP64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asked for; None where it said nothing."""
+
+    file: Path
+    name: str | None
+    version: int | None
+    manifest: Path | None
+    wait: bool
+
+
+def add(session: Session, request: Request) -> None:
+    """Admit a model and say how to use it.
+
+    Raises:
+        InvalidRequest: the file is no model that can be served.
+        ConfigError: the manifest is wrong.
+        Untrusted: the registry on disk does not verify, or this version exists with other bytes.
+        Unavailable: it is signed, and the daemon does not serve it; the message has the reason.
+    """
+    manifest = _manifest(request)
+    sealed = seal_file(request.file)
+    try:
+        _say(session, "sealed", f"{render.short_digest(sealed.digest)}…, {render.size(sealed.size_bytes)}")
+        signature = _examine(session, sealed, manifest)
+        entry = _sign(session, sealed, request, manifest)
+    finally:
+        os.close(sealed.fd)
+    served = _announce(session, entry, wait=request.wait)
+    if served:
+        _say(session, "try it", _example(session, entry.name, signature))
+
+
+def _manifest(request: Request) -> Manifest:
+    """The manifest with its name; that option and file agree is the registry's to check."""
+    written = manifestfile.read(request.manifest) if request.manifest else Manifest()
+    name = request.name or written.name
+    if not name:
+        raise InvalidRequest("model add: expected a name, got none", "give --name, or name: in the manifest")
+    return written if written.name else msgspec.structs.replace(written, name=check_model_name(name))
+
+
+def _examine(session: Session, sealed: Sealed, manifest: Manifest) -> Signature:
+    with session.remarks.status("reading the model"):
+        summary = _scan(sealed)
+    _say(session, "checked", f"{summary.nodes} nodes, nothing outside the file")
+    memory_bytes = manifest.limits.memory_bytes
+    with session.remarks.status("loading it in a child process"):
+        signature = inspect_model(sealed.fd, memory_bytes=memory_bytes, timeout_s=INSPECT_S)
+    _say(session, "loaded", f"{_specs(signature.inputs)} -> {_specs(signature.outputs)}")
+    return signature
+
+
+def _scan(sealed: Sealed) -> ModelSummary:
+    if sealed.size_bytes == 0:  # which mmap does not take
+        return scan(b"")
+    with mmap.mmap(sealed.fd, 0, prot=mmap.PROT_READ) as mapped:
+        return scan(mapped)
+
+
+def _specs(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)
+
+
+def _sign(session: Session, sealed: Sealed, request: Request, manifest: Manifest) -> Entry:
+    paths.prepare(session.paths)
+    registry = Registry(session.paths.registry, session.paths.keys)
+    with session.remarks.status("signing"):
+        entry = registry.add(sealed.fd, request.name or manifest.name, request.version, manifest)
+    _say(session, "signed", f"{entry.name}/{entry.version}, {entry.digest}")
+    return entry
+
+
+def refresh(session: Session) -> dict[str, Any] | None:
+    """Have the daemon read the registry again: its models, or None where no daemon runs."""
+    try:
+        with session.client() as client:
+            return client.post("/skerry/v1/registry/refresh")
+    except NotRunning:
+        return None
+
+
+def _announce(session: Session, entry: Entry, *, wait: bool) -> bool:
+    """Tell the daemon; True once it serves the version."""
+    started = time.monotonic()
+    with session.remarks.status("telling the daemon"):
+        told = refresh(session)
+    if told is None:
+        _say(session, "no daemon", "it will be served when one starts: `skerry run`")
+    if told is None or not wait:
+        return False
+    with session.remarks.status("waiting until it is served"), session.client() as client:
+        model = _settled(client, entry, started + SERVED_S)
+    if model["state"] != "READY":
+        raise Unavailable(
+            f"{entry.name}/{entry.version}: signed, and not served: {model['reason']}",
+            f"`skerry why {entry.name}` shows what was tried; `skerry model remove` takes it back",
+        )
+    took_s = time.monotonic() - started
+    _say(
+        session,
+        "serving",
+        f"{entry.name}/{entry.version} on {render.device(model['device'])} after {took_s:.2f} s",
+    )
+    return True
+
+
+def _settled(client: Client, entry: Entry, deadline: float) -> dict[str, Any]:
+    """The model's line once it is READY, or UNAVAILABLE for a reason."""
+    while time.monotonic() < deadline:
+        for model in client.get("/skerry/v1/models")["models"]:
+            if (model["name"], model["version"]) != (entry.name, str(entry.version)):
+                continue
+            if model["state"] == "READY" or (model["state"] == "UNAVAILABLE" and model["reason"]):
+                return dict(model)
+        time.sleep(POLL_S)
+    raise DeadlineExceeded(
+        f"{entry.name}/{entry.version}: signed, and neither served nor refused in {SERVED_S:g} s"
+    )
+
+
+def _say(session: Session, what: str, detail: str) -> None:
+    session.remarks.print(f"{what:10} {detail}", markup=False, soft_wrap=True)
+
+
+def _example(session: Session, name: str, signature: Signature) -> str:
+    """A command that works when it is pasted, if the input is small enough to be typed."""
+    small = all(
+        spec.datatype in _TEXT_DATATYPES and math.prod(map(abs, spec.shape)) <= _EXAMPLE_ELEMENTS
+        for spec in signature.inputs
+    )
+    if not small:
+        home = f"--home {shlex.quote(session.home)} " if session.home else ""
+        files = " ".join(
+            f"--input {shlex.quote(f'{spec.name}=@{spec.name}.npy')}" for spec in signature.inputs
+        )
+        return f"skerry {home}infer {name} {files}"
+    body = {"inputs": [_zeros(spec) for spec in signature.inputs]}
+    url = f"http://localhost/v2/models/{name}/infer"
+    data = shlex.quote(msgspec.json.encode(body).decode())
+    return f"curl --unix-socket {shlex.quote(session.socket)} {url} -d {data}"
+
+
+def _zeros(spec: TensorSpec) -> dict[str, Any]:
+    shape = [abs(dimension) for dimension in spec.shape]  # -1, any number, becomes 1
+    zero = False if spec.datatype == "BOOL" else 0
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [zero] * math.prod(shape)}

@@ -1,0 +1,108 @@
+"""A manifest as its author writes it, in YAML -> skerry.manifest.Manifest.
+
+Rules
+ * An unknown key is an error that names file, line and the nearest real key.
+ * Everything that a node would only find out when it loads the model is checked here, before it is signed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent import yamltree
+from skerry.errors import ConfigError, SkerryError
+from skerry.manifest import Cache, Limits, Manifest, Sample, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent.yamltree import Node
+
+#: Key of a nested block -> its shape, to name the nearest key.
+_BLOCKS: dict[str, type[msgspec.Struct]] = {
+    "": Manifest,
+    "cache": Cache,
+    "limits": Limits,
+    "variants": Variant,
+    "warmup": Sample,
+    "golden": Sample,
+}
+_UNKNOWN_FIELD = re.compile(r"unknown field `(.+?)`")
+_PLACE = re.compile(r" - at `(?:key in )?\$(.*)`$")
+
+
+def read(path: Path) -> Manifest:
+    """The manifest in `path`.
+
+    Raises:
+        ConfigError: unreadable, not YAML, an unknown key, a wrong type or a value that no node accepts.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: expected a manifest, got no such file")
+    root = yamltree.read(path)
+    if root is None:
+        return Manifest()
+    try:
+        manifest = msgspec.convert(_plain(root), Manifest)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), root, path) from None
+    _check_values(manifest, path)
+    return manifest
+
+
+def _plain(node: Node) -> Any:  # noqa: ANN401 - whatever the file says
+    if isinstance(node.value, dict):
+        return {key: _plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [_plain(child) for child in node.value]
+    return node.value
+
+
+def _explain(text: str, root: Node, path: Path) -> ConfigError:
+    """What msgspec says, 'Expected `int`, got `str` - at `$.cache.ttl`' -> file, line, key."""
+    place = _PLACE.search(text)
+    keys = re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", place[1]) if place else []
+    names = [name for name, _ in keys if name]
+    unknown = _UNKNOWN_FIELD.search(text)
+    if unknown:
+        known = _BLOCKS[names[-1] if names else ""].__struct_fields__
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        dotted = ".".join([*names, unknown[1]])
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return ConfigError(f"{path}:{_line(root, [*names, unknown[1]])}: unknown key '{dotted}'", hint)
+    message = text.partition(" - at ")[0].replace("`", "")
+    return ConfigError(f"{path}:{_line(root, names)}: {'.'.join(names) or 'manifest'}: {message}")
+
+
+def _line(node: Node, names: list[str]) -> int:
+    """The line of a key; inside lists, of the first item that has it."""
+    for name in names:
+        candidates = node.value if isinstance(node.value, list) else [node]
+        found = [
+            item.value[name] for item in candidates if isinstance(item.value, dict) and name in item.value
+        ]
+        if not found:
+            break
+        node = found[0]
+    return node.line
+
+
+def _check_values(manifest: Manifest, path: Path) -> None:
+    from providers.ranking import check_policy  # noqa: PLC0415 - only where a manifest names one
+
+    checks: dict[str, Callable[[], object]] = {
+        "cache.ttl": lambda: manifest.cache.ttl_s,
+        "limits.memory": lambda: manifest.limits.memory_bytes,
+        "limits.timeout": lambda: manifest.limits.timeout_s,
+        "policy": lambda: check_policy(manifest.policy) if manifest.policy else None,
+    }
+    for key, check in checks.items():
+        try:
+            check()
+        except SkerryError as error:
+            raise ConfigError(f"{path}: {key}: {error.message}", error.hint) from None

@@ -1,0 +1,108 @@
+"""Numbers as people read them, and tables.
+
+Rules
+ * A table is text in columns: no frames, so that it can be cut, pasted and grepped.
+ * Text from models, files and the daemon is shown as it is, never read as markup.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.clock import wall
+from skerry.terms import GIB, KIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.table import Table
+
+DASH = "-"  # no value, as opposed to 0
+
+_STYLES = {
+    "READY": "green",
+    "accepted": "green",
+    "LOADING": "yellow",
+    "UNLOADING": "yellow",
+    "UNAVAILABLE": "red",
+    "refused": "red",
+}
+
+
+def size(value: float | None) -> str:
+    """Bytes -> '38.2 MiB'."""
+    if value is None:
+        return DASH
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if value >= unit:
+            return f"{value / unit:.1f} {name}"
+    return f"{value:.0f} B"
+
+
+def microseconds(value: float | None) -> str:
+    """Microseconds -> '840 us', '12.3 ms', '1.20 s'."""
+    if value is None:
+        return DASH
+    if value < 1000:
+        return f"{value:.0f} us"
+    return f"{value / 1000:.1f} ms" if value < 1_000_000 else f"{value / 1_000_000:.2f} s"
+
+
+def duration(value_s: float | None) -> str:
+    """Seconds -> '42s', '3m 20s', '5h 12m', '9d 4h'."""
+    if value_s is None:
+        return DASH
+    whole = max(0, int(value_s))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d {hours % 24}h"
+    if hours:
+        return f"{hours}h {minutes % 60}m"
+    return f"{minutes}m {whole % 60}s" if minutes else f"{whole}s"
+
+
+def age(unix_s: float | None) -> str:
+    """A stamp of the wall clock -> how long ago."""
+    return duration(None if unix_s is None else wall() - unix_s)
+
+
+def number(value: float | None, pattern: str = "{}") -> str:
+    """A number by a pattern, or a dash."""
+    return DASH if value is None else pattern.format(value)
+
+
+def device(label: str | None) -> str:
+    """'CPUExecutionProvider on CPU' -> 'CPU on CPU': every provider's name ends in the same word."""
+    return label.replace("ExecutionProvider", "") if label else DASH
+
+
+def short_digest(digest: str | None) -> str:
+    """'sha256:3f9a…' as far as people compare it; --json has all of it."""
+    return digest[:19] if digest else DASH
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Rows under headings. A column whose heading begins with '>' is numbers: right-aligned."""
+    from rich.table import Table  # noqa: PLC0415 - not for --json
+    from rich.text import Text  # noqa: PLC0415 - likewise
+
+    built = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        numeric = column.startswith(">")
+        built.add_column(column.removeprefix(">"), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        built.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    return built
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Table:
+    """'name  value' lines."""
+    from rich.table import Table  # noqa: PLC0415 - not for --json
+    from rich.text import Text  # noqa: PLC0415 - likewise
+
+    built = Table(box=None, pad_edge=False, show_header=False)
+    built.add_column(style="bold")
+    built.add_column(overflow="fold")
+    for name, value in pairs:
+        built.add_row(name, Text(value))
+    return built
