@@ -1,0 +1,1 @@
+"""What `make bench` is made of; benchmarks/run.py puts it together."""
