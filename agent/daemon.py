@@ -16,7 +16,6 @@ Rules
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -408,12 +407,15 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 def main() -> int:
     """`python -m agent.daemon [--home DIR]`; the `skerry run` command becomes this process."""
-    parser = argparse.ArgumentParser(prog="python -m agent.daemon")
-    parser.add_argument("--home")
-    options = parser.parse_args()
+    # Two words of command line are not worth argparse, which would stay in memory for good.
+    arguments = sys.argv[1:]
+    home = arguments[1] if len(arguments) == 2 and arguments[0] == "--home" else None
+    if arguments and home is None:
+        print(f"error: expected [--home DIR], got {' '.join(arguments)}", file=sys.stderr)  # noqa: T201 - as below
+        return 2
     try:
         cores.check_core()
-        paths = places.resolve(options.home, os.environ, os.geteuid())
+        paths = places.resolve(home, os.environ, os.geteuid())
         config = configuration.load(paths.config_file)
         logging.basicConfig(
             level=_LEVELS[config.log.level], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
