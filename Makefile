@@ -1,4 +1,4 @@
-# Every target sets up what it needs, in .venv and nowhere else.
+# Every target sets up what it needs, in .venv (test-openvino: in .venv-openvino) and nowhere else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
