@@ -56,5 +56,5 @@ bench: $(DEV)
 
 ## make clean      remove what the other targets made
 clean:
-	rm -rf $(VENV) $(OPENVINO) .bench build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(OPENVINO) .bench .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

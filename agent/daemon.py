@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from agent.states import State
 from providers import cores, ranking
 from providers.launcher import Launcher
 from skerry import __version__
-from skerry.errors import InternalError, SkerryError
+from skerry.errors import InternalError, SkerryError, Unavailable, Untrusted
 from store import listing as listings
 from store.blobs import BlobStore
 from store.cache import OutputCache
@@ -47,12 +48,15 @@ if TYPE_CHECKING:
     from agent.paths import Paths
     from agent.settings import Config
     from providers.discovery import Discovery
+    from sync.inbox import Inbox
 
 log = logging.getLogger("skerry")
 
 BACKLOG = 1024
 #: The child that checks signatures takes 0.2 s; a bundle of gigabytes on a slow disk takes minutes.
 VERIFY_TIMEOUT_S = 600.0
+#: What the systemd unit allows, too.
+MAX_DESCRIPTORS = 65536
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -119,7 +123,7 @@ class Daemon:
             self._warn("state.db", [str(trail.damage)])
         self._cache = self._open_cache(stack)
 
-        tasks.spawn(self._discover(), "discovery")
+        stack.callback(tasks.spawn(self._discover(), "discovery").cancel)
         self._models = ModelTable(
             config=lambda: self._config,
             launcher=self._launcher,
@@ -132,7 +136,7 @@ class Daemon:
         stack.push_async_callback(self._models.close)
         self._pages = Pages(self, self._models, self._cache, trail)
         await self._listen(stack)
-        tasks.spawn(self._first_refresh(), "registry")
+        stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)
         await self._watch(stack)
         interval_s = self._notifier.ping_interval_s
         if interval_s is not None:
@@ -209,6 +213,12 @@ class Daemon:
         async with self._refreshing:
             try:
                 found = await self._verify(bundle)
+                if found.revision < self._listing.revision:
+                    # An unmounted or moved folder looks like an empty registry, and what serves is not in question.
+                    raise Untrusted(
+                        f"registry: expected revision {self._listing.revision} or later, got {found.revision}",
+                        f"is {self._paths.registry} still the folder that it was?",
+                    )
             except SkerryError as error:
                 log.error("registry: %s", error)  # noqa: TRY400 - the reader needs the reason, not our stack
                 if bundle is None:
@@ -225,19 +235,24 @@ class Daemon:
         arguments = [str(self._paths.registry), str(self._paths.keys)]
         if bundle is not None:
             arguments += ["--import", str(bundle)]
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "store.verify", *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "store.verify", *arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            raise Unavailable(f"registry: expected a child that verifies it, got {error}") from error
         try:
             output, _ = await asyncio.wait_for(child.communicate(), VERIFY_TIMEOUT_S)
         except TimeoutError:
-            child.kill()
-            await child.wait()
             raise InternalError(
                 f"registry: expected it verified within {VERIFY_TIMEOUT_S:g} s, got no answer"
             ) from None
+        finally:
+            if child.returncode is None:  # too late, or the daemon stops
+                child.kill()
+                await child.wait()
         return listings.parse(output)
 
     # -- what happens while it runs
@@ -291,7 +306,12 @@ class Daemon:
         if self._config.inbox.enabled:
             inbox = Inbox(self._paths.inbox, self._import, watcher)
             inbox.start()
-            stack.push_async_callback(inbox.close)
+            stack.push_async_callback(self._close_inbox, inbox)
+
+    async def _close_inbox(self, inbox: Inbox) -> None:
+        """An import in progress gets as long as a request; what it left undone is done at the next start."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(inbox.close(), self._config.inference.drain_s)
 
     async def _import(self, bundle: Path) -> None:
         await self.refresh(bundle)
@@ -368,7 +388,7 @@ class Daemon:
 
         try:
             return int(psutil.Process(pid).memory_info().rss) if pid else 0
-        except psutil.Error:
+        except (psutil.Error, OSError):  # gone, or this process has no descriptor left to look
             return 0
 
     def _summary(self) -> str:
@@ -396,6 +416,14 @@ async def _main(paths: Paths, config: Config) -> None:
     await Daemon(paths, config, notifier, sockets).run()
 
 
+def _raise_descriptor_limit() -> None:
+    """Systems give 1024 unless asked: as many as `ipc.max_connections`, and then none for a new worker."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop  # noqa: PLC0415 - not on every system
@@ -414,6 +442,7 @@ def main() -> int:
         print(f"error: expected [--home DIR], got {' '.join(arguments)}", file=sys.stderr)  # noqa: T201 - as below
         return 2
     try:
+        _raise_descriptor_limit()
         cores.check_core()
         paths = places.resolve(home, os.environ, os.geteuid())
         config = configuration.load(paths.config_file)

@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from providers.area import ALIGNMENT
 from providers.job import Job
 from skerry import oip
-from skerry.errors import DeadlineExceeded, InvalidRequest, Overloaded, SkerryError
+from skerry.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    SkerryError,
+    TooLarge,
+)
 from skerry.terms import KIB, MIB
 from store import cachekey
+from store.cache import MAX_ANSWER_BYTES
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,6 +43,9 @@ if TYPE_CHECKING:
 #: Plans remembered per version, and the longest header worth remembering.
 MAX_PLANS = 256
 MAX_PLANNED_HEADER_BYTES = 4 * KIB
+#: The JSON of a request at most. Numbers as JSON take some twenty times their size in memory while they are
+#: read, and the daemon's one loop reads them; what is larger goes as binary.
+MAX_JSON_BYTES = 16 * MIB
 #: Room for outputs at most. Larger answers come in memory of their own.
 MAX_ROOM_BYTES = 16 * MIB
 _ANY_DEADLINE_US = 10**12
@@ -130,6 +141,7 @@ class Exchange(Job):
             header_bytes: of the JSON in front; the tensors behind it come to lie at an aligned offset.
 
         Raises:
+            TooLarge: there will never be room for so much.
             Overloaded: no room now.
         """
         instance = self._version.require_instance()
@@ -149,6 +161,11 @@ class Exchange(Job):
 
     def _start(self, body: memoryview, header_bytes: int, scope: str, cache: OutputCache | None) -> None:
         version = self._version
+        if header_bytes > MAX_JSON_BYTES:
+            raise TooLarge(
+                f"inference request: expected at most {MAX_JSON_BYTES} bytes of JSON, got {header_bytes}",
+                "send large tensors as binary: parameters.binary_data_size",
+            )
         binary = body[header_bytes:]
         plan = self._plan_for(bytes(body[:header_bytes]), len(binary))
         self._plan = plan
@@ -175,6 +192,8 @@ class Exchange(Job):
             if plan.tail:
                 memory[begin + plan.binary_bytes : begin + plan.total_bytes] = plan.tail
             end = begin + size
+        elif version.instance is not instance:  # it was given up while the body came
+            raise version.unavailable()
         else:
             begin = self._block + header_bytes + -header_bytes % ALIGNMENT
             end = self._block + instance.area.block_bytes(self._block)
@@ -259,7 +278,10 @@ class Exchange(Job):
         if layout.size_bytes > version.room_bytes:
             version.room_bytes = min(layout.size_bytes, MAX_ROOM_BYTES)
         payload = memory[at : at + layout.size_bytes]
-        if self._key is not None:
+        if plan.answer_layout is not layout and not _is_answer_to(plan, version, layout):
+            self._fail(InternalError(f"model {version.label}: its worker answered with other outputs"))
+            return
+        if self._key is not None and layout.size_bytes <= MAX_ANSWER_BYTES:
             version.remember(self._key, layout.tensors, bytes(payload))
         if self._client is None:
             stats.canceled += 1
@@ -336,7 +358,13 @@ class Exchange(Job):
             self._block = -1
 
 
+def _is_answer_to(plan: Plan, version: Version, layout: ResultLayout) -> bool:
+    """Whether these are the outputs that were asked for: a worker says so, and is not to be believed."""
+    wanted = plan.form.outputs or tuple(spec.name for spec in version.outputs)
+    return wanted == tuple(view.name for view in layout.tensors)
+
+
 def _check_bytes(plan: Plan, binary: memoryview) -> None:
     for view in plan.layout.tensors:
-        if view.datatype == "BYTES" and view.offset < plan.binary_bytes:
+        if view.datatype == "BYTES" and view.offset + view.size_bytes <= plan.binary_bytes:
             oip.check_bytes_tensor(view, binary[view.offset : view.offset + view.size_bytes])

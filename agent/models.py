@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -25,11 +26,12 @@ from agent.states import Event, State
 from agent.version import Version
 from providers import placement, ranking
 from providers.instance import Instance
-from providers.launcher import WITH_ZYGOTE, describe_exit
-from skerry.errors import DeadlineExceeded, NotFound, SkerryError, Untrusted
+from providers.launcher import CUT_OFF, WITH_ZYGOTE, describe_exit
+from skerry.errors import DeadlineExceeded, NotFound, SkerryError, StorageFailed, Unavailable, Untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
     from agent.settings import Config
     from providers.discovery import Discovery
@@ -44,8 +46,10 @@ log = logging.getLogger(__name__)
 
 #: At most this many threads for one model unless somebody asks for more.
 MAX_DEFAULT_THREADS = 4
-#: Between a crash and the attempt to replace the worker; doubles with every crash of the window.
+#: Between the second crash in a window and the attempt to replace the worker; doubles with every further one.
 REPLACE_DELAY_S = 0.05
+#: The longest such delay: a worker is back within 2 s. Also between attempts while the node has no room for a process.
+MAX_REPLACE_DELAY_S = 1.0
 
 
 @contextlib.contextmanager
@@ -54,6 +58,13 @@ def _closing(descriptor: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _report(what: str, kept: Future[None]) -> None:
+    """Say what the disk refused to keep. Runs in the writer's thread."""
+    error = kept.exception()
+    if error is not None:
+        log.error("%s could not be kept: %s", what, error)
 
 
 def _is_loading(version: Version) -> bool:
@@ -107,9 +118,11 @@ class ModelTable:
             NotFound: no such model or version.
             Unavailable: known, and not served now.
         """
-        version = self._serving.get(name) if number is None else self._versions.get(name, {}).get(number)
+        version = self._serving.get(name) if number is None else None
         if version is None:
             version = self.get(name, number)
+            if version.state is State.UNLOADING:  # whoever asks for it by number would keep it for ever
+                raise version.unavailable()
         if version.instance is None:
             raise version.unavailable()
         return version
@@ -139,7 +152,11 @@ class ModelTable:
 
     def loaded(self, name: str) -> list[Version]:
         """The versions of a model that answer now."""
-        return [version for _, version in sorted(self._versions.get(name, {}).items()) if version.instance]
+        return [
+            version
+            for _, version in sorted(self._versions.get(name, {}).items())
+            if version.instance and version.state is not State.UNLOADING
+        ]
 
     def reconfigure(self) -> None:
         """Apply limits of a changed configuration to what is loaded."""
@@ -164,14 +181,14 @@ class ModelTable:
 
     async def _settle(self, name: str, wanted: dict[int, Entry]) -> None:
         async with self._locks.setdefault(name, asyncio.Lock()):
+            if self._closing:
+                return
             versions = self._versions.setdefault(name, {})
-            for number, entry in wanted.items():
-                known = versions.get(number)
-                if known is None or known.digest != entry.digest:
-                    versions[number] = Version(entry, self._remember)
-                    if known is not None:
-                        self._retire(known)
-            gone = [versions.pop(number) for number in list(versions) if number not in wanted]
+            gone = [version for number, version in versions.items() if version.entry != wanted.get(number)]
+            for version in gone:
+                del versions[version.number]
+            for number in wanted.keys() - versions.keys():
+                versions[number] = Version(wanted[number], self._remember)
             await self._bring_up(name)
             for version in gone:
                 if self._serving.get(name) is version:
@@ -202,7 +219,13 @@ class ModelTable:
         old = self._serving.get(name)
         self._serving[name] = version
         if old is not None and old is not version:
-            self._retire(old, f"replaced by version {version.number}")
+            self._retire(old, f"version {version.number} serves")
+
+    def superseded_by(self, version: Version) -> int | None:
+        """The newer version that serves in place of this one, if that is why this one does not."""
+        serving = self._serving.get(version.name)
+        idle = version.state is State.UNAVAILABLE and not version.quarantined
+        return serving.number if idle and serving is not None and serving.number > version.number else None
 
     # -- loading
 
@@ -212,8 +235,11 @@ class ModelTable:
         try:
             async with self._loading:
                 problem = await self._place(version)
-        except SkerryError as error:
+        except (SkerryError, OSError) as error:
             problem = str(error)
+        if not _is_loading(version):  # the daemon stops; its own unloading found nothing here yet
+            self._end(version)
+            return False
         if problem:
             log.error("model %s refused: %s", version.label, problem)
             version.step(Event.FAILED, problem)
@@ -315,7 +341,6 @@ class ModelTable:
         instance, version.instance = version.instance, None
         version.plans.clear()
         if instance is not None:
-            instance.detach()  # its socket closes, and the worker leaves
             instance.close()
 
     async def close(self) -> None:
@@ -344,7 +369,7 @@ class ModelTable:
         how = describe_exit(status)
         version.step(Event.LOST, f"its worker {how} and is being replaced")
         # Neither a run that was cut off nor the zygote's end says anything against the model.
-        self._recover(version, how, crashed=status not in {0, WITH_ZYGOTE})
+        self._recover(version, how, crashed=status not in {CUT_OFF, WITH_ZYGOTE})
 
     def _recover(self, version: Version, how: str, *, crashed: bool) -> None:
         """Replace the worker, or give the version up if that was one crash too many."""
@@ -359,11 +384,15 @@ class ModelTable:
                 version, f"its worker crashed {count} times in {config.crash_window_s:g} s; the last {how}"
             )
         else:
-            tasks.spawn(self._replace(version), f"replace the worker of {version.label}")
+            self._spawn_replace(version)
+
+    def _spawn_replace(self, version: Version) -> None:
+        tasks.spawn(self._replace(version), f"replace the worker of {version.label}")
 
     async def _replace(self, version: Version) -> None:
         if len(version.crashes) > 1:
-            await asyncio.sleep(REPLACE_DELAY_S * 2 ** (len(version.crashes) - 2))
+            doubled = 2.0 ** min(len(version.crashes) - 2, 10)
+            await asyncio.sleep(min(REPLACE_DELAY_S * doubled, MAX_REPLACE_DELAY_S))
         instance, device = version.instance, version.device
         if not _is_loading(version) or instance is None or device is None:
             return
@@ -371,10 +400,15 @@ class ModelTable:
             with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
                 job = self._job(version, instance, model_fd)
                 worker = await placement.start_on(self._launcher, device, job)
+        except (Unavailable, StorageFailed, OSError) as error:  # says nothing against the model
+            log.warning("model %s: %s; trying again in %g s", version.label, error, MAX_REPLACE_DELAY_S)
+            await asyncio.sleep(MAX_REPLACE_DELAY_S)
+            self._spawn_replace(version)
+            return
         except SkerryError as error:
             if not _is_loading(version):  # unloaded meanwhile, and nobody misses the worker
                 return
-            if isinstance(error, Untrusted):
+            if isinstance(error, Untrusted | NotFound):
                 self._give_up(version, str(error))
             else:
                 self._recover(version, f"could not be replaced: {error}", crashed=True)
@@ -387,7 +421,8 @@ class ModelTable:
 
     def _quarantine(self, version: Version, reason: str) -> None:
         reason = f"{reason}; skerry model clear {version.name}, or add a new version"
-        self._trail.quarantine(version.name, version.number, version.digest, reason, wall())
+        kept = self._trail.quarantine(version.name, version.number, version.digest, reason, wall())
+        kept.add_done_callback(functools.partial(_report, f"quarantine of {version.label}"))
         version.quarantined = True
         self._give_up(version, f"quarantined: {reason}")
 
@@ -407,7 +442,6 @@ class ModelTable:
     @staticmethod
     async def _close_later(version: Version, instance: Instance) -> None:
         await version.drained()
-        instance.detach()
         instance.close()
 
     async def _fall_back(self, name: str) -> None:

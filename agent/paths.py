@@ -145,16 +145,18 @@ def prepare(paths: Paths) -> None:
         (paths.inbox, 0o770),
         (paths.compiled, 0o750),
     )
-    for directory, mode in directories:
-        try:
+    directory = paths.state
+    try:
+        for directory, mode in directories:
             _make(directory, mode)
-        except OSError as error:
-            raise StorageFailed(
-                f"{directory}: expected a directory that can be made or used, got {error.strerror}",
-                "start with another --home, or give this user the directory",
-            ) from error
-    if paths.keys.stat().st_mode & 0o077:
-        paths.keys.chmod(0o700)
+        directory = paths.keys
+        if directory.stat().st_mode & 0o077:
+            _give(directory, 0o700)
+    except OSError as error:
+        raise StorageFailed(
+            f"{directory}: expected a directory that can be made or used, got {error.strerror}",
+            "start with another --home, or give this user the directory",
+        ) from error
 
 
 def _make(directory: Path, mode: int) -> None:
@@ -164,10 +166,18 @@ def _make(directory: Path, mode: int) -> None:
     if not parent.exists():
         _make(parent, 0o755)
     directory.mkdir(exist_ok=True)
-    directory.chmod(mode)  # mkdir's mode is cut by the umask
-    if os.geteuid() == 0:
-        owner = parent.stat()
-        os.chown(directory, owner.st_uid, owner.st_gid)
+    _give(directory, mode, parent.stat())  # mkdir's mode is cut by the umask
+
+
+def _give(directory: Path, mode: int, owner: os.stat_result | None = None) -> None:
+    """Set mode and, as root, owner; never of what a link leads to, which the tree's owner could choose."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, mode)
+        if owner is not None and os.geteuid() == 0:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(fd)
 
 
 def _below(text: str, origin: str) -> Paths:

@@ -64,7 +64,7 @@ class Ipc(Section, frozen=True):
     tcp_expose: Annotated[
         bool, _key("let `ipc.tcp` be an address other than loopback; there is no authentication on TCP")
     ] = False
-    max_body_bytes: Annotated[int, _key("largest request body", reload=True, ge=KIB, le=4 * GIB)] = 64 * MIB
+    max_body_bytes: Annotated[int, _key("largest request body", reload=True, ge=KIB, le=128 * MIB)] = 64 * MIB
     max_header_bytes: Annotated[int, _key("largest HTTP request head", reload=True, ge=KIB, le=MIB)] = (
         16 * KIB
     )
@@ -121,7 +121,7 @@ class Providers(Section, frozen=True):
     """What may execute models."""
 
     policy: Annotated[
-        Literal["max_efficiency", "max_performance", "min_power", "prefer_cpu", "prefer_gpu", "prefer_npu"],
+        Literal["max_efficiency", "prefer_cpu", "prefer_gpu", "prefer_npu"],
         _key("how devices are ranked; applies to the next placement of a model", reload=True),
     ] = "max_efficiency"
     plugins: Annotated[

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 20  # a full configuration is about 2 KB
 MAX_DEPTH = 8  # sections, keys and lists need three
 
+# What PyYAML lets out of a scalar that is not what it says: "2026-13-45" is no date, "!!bool maybe" no truth.
+_NO_VALUE = (ValueError, KeyError, IndexError, AttributeError)
+
 
 class Node(NamedTuple):
     """One value.
@@ -107,7 +110,7 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, line: int) -> Node:
         return Node(items, "", line)
     try:
         value = loader.construct_object(node)
-    except ValueError as error:  # "2026-13-45" reads as a date, and is none
+    except _NO_VALUE as error:
         raise ConfigError(f"{source}:{line}: broken value {node.value[:40]!r}: {error}") from error
     return Node(value, node.value, line)
 

@@ -17,7 +17,7 @@ import mmap
 import os
 
 from providers.arena import Arena
-from skerry.errors import Overloaded
+from skerry.errors import Overloaded, TooLarge
 from skerry.terms import MIB
 
 #: Address space of one instance's shared memory. Sparse: only what was written takes memory.
@@ -53,8 +53,15 @@ class Area:
         """A block of at least `size_bytes`: its offset and its real size.
 
         Raises:
+            TooLarge: there will never be room for so much.
             Overloaded: no room now.
         """
+        if size_bytes > AREA_BYTES:
+            raise TooLarge(
+                f"model {self._label}: expected a request of at most {AREA_BYTES} bytes with room for its answer,"
+                f" got {size_bytes}",
+                "send less at once",
+            )
         offset = self._arena.take(size_bytes)
         if offset is None:
             raise Overloaded(

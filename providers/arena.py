@@ -2,7 +2,7 @@
 
 Does: a buddy allocator over offsets, with blocks that were just given back kept at hand; it never touches the
 memory itself.
-Leaves out: the mapping and who may write where (providers.instance).
+Leaves out: the mapping and who may write where (providers.area).
 
 Blocks live for microseconds, and a model's requests are alike: the block that one request gives back fits the
 next. So a block that comes back is only put on the list of its size, and is the first to be taken from there:

@@ -10,6 +10,7 @@ Rules
    here and leaves as one frame, so a busy worker is woken once for many requests, and nothing waits for a timer.
  * One timer for all deadlines, set for the earliest, and none at all when nothing is under way.
  * A job ends exactly once, in on_result or on_error; its block is the owner's to give back.
+ * A worker that is let go is killed: it has nothing to tidy up, and nothing in there is relied upon to leave.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 from providers import wire
 from providers.area import SEALS, Area
 from providers.job import Job, RequestLayout, ResultLayout
-from providers.launcher import describe_exit
+from providers.launcher import CUT_OFF, describe_exit
 from skerry.errors import (
     DeadlineExceeded,
     ExecutionFailed,
@@ -156,18 +157,21 @@ class Instance:
         self._send()
 
     def detach(self) -> Process | None:
-        """Let go of the worker: its end is no loss from here on. Closing its channels makes it leave."""
+        """Let go of the worker and end it: its end is no loss from here on."""
         process = self._process
         if self._channels is not None:
             self._loop.remove_reader(self._channels.answers)
             self._loop.remove_reader(self._channels.control)
             self._channels.close()
+        if process is not None:
+            process.kill()  # one that has died by itself keeps its status
         self._process = self._channels = None
         self._tails.clear()
         return process
 
     def close(self) -> None:
-        """Give the memory back. No job may be left."""
+        """End the worker and every job that is left, and give the memory back."""
+        self.detach()
         if self._timer is not None:
             self._timer.cancel()
         self.fail_all(ExecutionFailed(f"model {self.label} was unloaded"))
@@ -264,6 +268,8 @@ class Instance:
                         job.on_result(self.area.memory, job.room, layout, run_ns)
             elif kind == wire.LAYOUT:
                 announced = wire.decode_layout(content)
+                if not 0 <= announced.number < wire.MAX_LAYOUTS:
+                    raise wire.FrameError(f"a layout with the number {announced.number}")
                 self._results[announced.number] = ResultLayout(announced.tensors)
             else:
                 self._on_error(wire.decode_failure(content))
@@ -397,5 +403,4 @@ class Instance:
         for job in list(self._under_way.values()):
             self._finish(job.seq)
             job.on_error(self._late() if job.stopped else crash)
-        # A run that was cut off is no crash of the model.
-        self._on_lost(0 if self._overdue else status)
+        self._on_lost(CUT_OFF if self._overdue else status)

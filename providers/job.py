@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from providers import wire
+from skerry.terms import ITEM_SIZES, element_count
 
 if TYPE_CHECKING:
     from skerry.errors import SkerryError
@@ -21,8 +22,15 @@ class ResultLayout:
 
     def __init__(self, tensors: tuple[TensorView, ...]) -> None:
         # A worker says so, and vendor code runs in workers: what lies outside is never looked at.
-        if any(view.offset < 0 or view.size_bytes < 0 for view in tensors):
-            raise wire.FrameError("a layout with negative offsets or sizes")
+        for view in tensors:
+            if view.offset < 0 or view.size_bytes < 0:
+                raise wire.FrameError("a layout with negative offsets or sizes")
+            if view.datatype not in ITEM_SIZES:
+                raise wire.FrameError(f"a layout with the datatype {view.datatype!r}")
+            if view.datatype != "BYTES" and view.size_bytes != (
+                element_count(view.shape) * ITEM_SIZES[view.datatype]
+            ):
+                raise wire.FrameError("a layout with a tensor that does not fit its shape")
         self.tensors = tensors
         self.size_bytes = wire.layout_size(tensors)
 

@@ -2,7 +2,7 @@
 
 Does: keep one zygote, have it fork workers; or spawn a fresh interpreter for execution providers that cannot
 bear a fork; tell how every worker ended.
-Leaves out: what goes through a worker's sockets (providers.link).
+Leaves out: what goes through a worker's sockets (providers.wire).
 
 Rules
  * The daemon never waits for a child in a way that could block its loop.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -49,14 +48,18 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, **_ENVIRONMENT}
 
 
-#: Instead of a status: the worker went with its zygote, which says nothing about the model.
+#: Instead of a status: the worker went with its zygote, or for a run that did not stop when it was told to. Neither
+#: is a crash of the model.
 WITH_ZYGOTE = 1 << 16
+CUT_OFF = 1 << 17
 
 
 def describe_exit(status: int) -> str:
     """'was killed by SIGFPE', 'exited with status 1'."""
     if status == WITH_ZYGOTE:
         return "was lost together with the process it was forked from"
+    if status == CUT_OFF:
+        return "was killed for a run that did not stop"
     if status >= 0:
         return f"exited with status {status}"
     try:
@@ -81,6 +84,7 @@ class Launcher:
         self._zygote: _Zygote | None = None
         self._starting: asyncio.Lock = asyncio.Lock()
         self._spawned: set[Process] = set()
+        self._closed = False
 
     def warm_up(self) -> None:
         """Have the zygote import what it needs while the daemon does something else."""
@@ -90,8 +94,11 @@ class Launcher:
         """Start a worker with the descriptors of providers.wire (duplicated, not taken over).
 
         Raises:
-            ExecutionFailed: no process could be made.
+            ExecutionFailed: the zygote is not there.
+            OSError: the system has no room for another process.
         """
+        if self._closed:
+            raise ExecutionFailed("worker: expected a running launcher, got one that was closed")
         if not fork:
             return self._spawn(descriptors)
         async with self._starting:
@@ -106,7 +113,8 @@ class Launcher:
         return self._zygote.pid if self._zygote and not self._zygote.dead else None
 
     async def close(self) -> None:
-        """Kill what still runs and wait until it is gone."""
+        """Kill what still runs and wait until it is gone; from now on nothing is launched."""
+        self._closed = True
         for process in list(self._spawned):
             process.kill()
             await process.exited
@@ -183,8 +191,7 @@ class _Zygote:
         finally:
             self._waiting.pop(token, None)
         if process.pid < 0:
-            code = errno.errorcode.get(-process.pid, "")
-            raise ExecutionFailed(f"no worker process could be made: {os.strerror(-process.pid)} ({code})")
+            raise OSError(-process.pid, os.strerror(-process.pid))
         return process
 
     def _kill(self, pid: int) -> None:

@@ -8,7 +8,8 @@ Rules
  * "On the NPU" is claimed only when nodes were placed there, the outputs agree and it was timed.
  * The CPU provider is the reference, so it needs no comparison, except with golden outputs where the manifest
    has some. A generated probe that the CPU refuses does not refuse the model: not every model takes made-up
-   input. It is noted, and the owner can give a sample.
+   input. It is noted, and the owner can give a sample. A sample that cannot be run is no such case: it proves
+   nothing, and its owner asked for proof.
  * Whatever a candidate does (raise, crash, hang), the next one is tried in a fresh process.
 """
 
@@ -88,7 +89,7 @@ async def place(launcher: Launcher, candidates: Sequence[Candidate], job: Job) -
             step["why"] = str(error)
             continue
         step.update(_facts(worker.proof))
-        refusal = judge(device, worker.proof)
+        refusal = judge(device, worker.proof, sampled=bool(job.samples))
         if refusal is None:
             step["verdict"] = "accepted"
             step["why"] = _praise(device, worker.proof)
@@ -99,14 +100,22 @@ async def place(launcher: Launcher, candidates: Sequence[Candidate], job: Job) -
     return Placed(None, None, tuple(steps))
 
 
-def judge(device: EpDevice, proof: wire.Proof) -> str | None:
-    """Why this candidate is refused, or None. Pure."""
+def judge(device: EpDevice, proof: wire.Proof, *, sampled: bool = False) -> str | None:
+    """Why this candidate is refused, or None. Pure.
+
+    Args:
+        device: the candidate's.
+        proof: what its worker found.
+        sampled: whether the probe was the manifest's samples, not made-up input.
+    """
     if proof.parity is not None and not proof.parity["ok"]:
         return f"outputs disagree: {proof.parity['reason']}"
-    if device.route == "builtin" and device.kind is DeviceKind.CPU:
+    is_reference = device.route == "builtin" and device.kind is DeviceKind.CPU
+    if proof.probe_error and (sampled or not is_reference):
+        what = "the manifest's samples" if sampled else "the probe"
+        return f"{what} failed: {proof.probe_error}"
+    if is_reference:
         return None
-    if proof.probe_error:
-        return f"the probe failed: {proof.probe_error}"
     if proof.parity is None:
         return "the outputs could not be compared with the CPU provider's"
     if (

@@ -76,5 +76,6 @@ def cap_memory(extra_bytes: int) -> None:
     """Allow `extra_bytes` of address space beyond what the process has now."""
     with contextlib.suppress(FileNotFoundError):  # no /proc: not Linux, and no meaningful RLIMIT_AS either
         now = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        limit = now + extra_bytes
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = now + extra_bytes if hard == resource.RLIM_INFINITY else min(hard, now + extra_bytes)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from providers import wire
 from providers.launcher import describe_exit
-from skerry.errors import ConfigError, ExecutionFailed
+from skerry.errors import ConfigError, ExecutionFailed, Unavailable
 
 if TYPE_CHECKING:
     from providers.launcher import Launcher, Process
@@ -32,9 +32,15 @@ class Channels:
     """
 
     def __init__(self) -> None:
-        self.control, self._their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._their_requests, self.requests = os.pipe2(os.O_CLOEXEC)
-        self.answers, self._their_answers = os.pipe2(os.O_CLOEXEC)
+        with contextlib.ExitStack() as undo:  # without descriptors, none of these may be left
+            self.control, self._their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(self.control)
+            undo.enter_context(self._their_control)
+            self._their_requests, self.requests = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, self._their_requests)
+            undo.callback(os.close, self.requests)
+            self.answers, self._their_answers = os.pipe2(os.O_CLOEXEC)
+            undo.pop_all()
         for pipe in (self.requests, self.answers):
             os.set_blocking(pipe, False)
             with contextlib.suppress(
@@ -87,6 +93,7 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
 
     Raises:
         ExecutionFailed: it could not load the model; the message says why, or which signal ended it.
+        Unavailable: this node has no descriptors, processes or memory left for another worker.
     """
     packet = wire.encode(spec)
     if len(packet) > wire.MAX_PACKET_BYTES:
@@ -95,18 +102,12 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
             f" got {len(packet)}",
             "shorten warmup and golden in the manifest",
         )
-    channels = Channels()
-    process: Process | None = None
+    channels, process = await _launch(launcher, area_fd, model_fd, fork=fork)
     try:
-        try:
-            process = await launcher.launch((*channels.theirs, area_fd, model_fd), fork=fork)
-        finally:
-            channels.hand_over()
         proof = await asyncio.wait_for(_first_word(channels.control, packet, process), timeout_s)
     except BaseException as error:
         channels.close()
-        if process is not None:
-            process.kill()
+        process.kill()
         if isinstance(error, TimeoutError):
             raise ExecutionFailed(
                 f"expected it loaded and probed within {timeout_s:g} s, got no answer",
@@ -114,8 +115,24 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
             ) from None
         if isinstance(error, OSError):
             raise ExecutionFailed(f"its worker was lost: {error}") from error
+        if isinstance(error, wire.NONSENSE):
+            raise ExecutionFailed(f"its worker does not keep to the protocol: {error}") from error
         raise
     return Started(process, channels, proof)
+
+
+async def _launch(launcher: Launcher, area_fd: int, model_fd: int, *, fork: bool) -> tuple[Channels, Process]:
+    try:
+        channels = Channels()
+        try:
+            return channels, await launcher.launch((*channels.theirs, area_fd, model_fd), fork=fork)
+        except BaseException:
+            channels.close()
+            raise
+        finally:
+            channels.hand_over()
+    except OSError as error:
+        raise Unavailable(f"no worker process could be made: {error}") from error
 
 
 async def _first_word(control: socket.socket, spec: bytes, process: Process) -> wire.Proof:

@@ -33,7 +33,7 @@ from typing import Any
 import msgspec
 
 from skerry.manifest import Sample  # noqa: TC001 - msgspec resolves the types of fields
-from skerry.terms import KIB, TensorSpec, TensorView
+from skerry.terms import ITEM_SIZES, KIB, TensorSpec, TensorView
 
 READY = b"+"
 FAILED = b"-"
@@ -115,7 +115,13 @@ class Proof(msgspec.Struct, frozen=True, omit_defaults=True):
     p90_us: float | None = None
     runs: int = 0
     reference: tuple[tuple[TensorView, ...], ...] = ()
-    rss_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """What the daemon relies on; msgspec makes a ValidationError of it."""
+        if self.parity is not None and not {"ok", "reason"} <= self.parity.keys():
+            raise ValueError("a comparison without its outcome")
+        if any(spec.datatype not in ITEM_SIZES for spec in (*self.inputs, *self.outputs)):
+            raise ValueError("an unknown datatype")
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -310,7 +310,8 @@ class _Worker:
             self._send(wire.ERROR, wire.encode(failure))
         self._current = (0, None)
         if self._cancelled:
-            self._cancelled.discard(seq)
+            # Requests run in order: one that is named after its end, as happens, is not waited for.
+            self._cancelled -= {named for named in tuple(self._cancelled) if named <= seq}
 
     def _answer(  # noqa: PLR0913, PLR0917 - the hot path
         self, seq: int, room: int, room_bytes: int, request: _Prepared, arrays: list[np.ndarray], run_ns: int

@@ -1,6 +1,6 @@
 """The process that workers are forked from.
 
-Does: import numpy and onnxruntime once, then fork a worker whenever the daemon sends four descriptors,
+Does: import numpy and onnxruntime once, then fork a worker whenever the daemon sends a worker's descriptors,
 report how each of them ended, and kill the ones that the daemon names.
 Leaves out: what a worker does (providers.worker), which ones there should be (providers.launcher).
 

@@ -14,7 +14,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from skerry.errors import ConfigError
-from skerry.terms import GIB, MAX_VERSION
+from skerry.terms import GIB, MAX_VERSION, MIB
+
+#: ONNX Runtime cannot build the smallest session in less address space.
+LEAST_MEMORY_BYTES = 64 * MIB
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "ms": 0.001}
 _SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -63,12 +66,18 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     @property
     def memory_bytes(self) -> int:
         """Address space in bytes, on top of the idle worker's."""
-        return size_bytes(self.memory)
+        value = size_bytes(self.memory)
+        if value < LEAST_MEMORY_BYTES:
+            raise ConfigError(f"expected at least {LEAST_MEMORY_BYTES // MIB}MiB, got {self.memory!r}")
+        return value
 
     @property
     def timeout_s(self) -> float:
         """Longest run of one request in seconds."""
-        return seconds(self.timeout)
+        value = seconds(self.timeout)
+        if value <= 0:
+            raise ConfigError(f"expected more than 0 seconds, got {self.timeout!r}")
+        return value
 
 
 class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -79,7 +88,7 @@ class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     inputs: dict[str, Any]
     outputs: dict[str, Any] | None = None
-    tolerance: float = 1e-3
+    tolerance: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -105,3 +114,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     golden: tuple[Sample, ...] = ()
     labels: dict[str, str] = {}
     licence: str = ""
+
+    def check(self) -> None:
+        """Raise ConfigError if a duration or a size in it is none, or is out of range."""
+        _ = self.cache.ttl_s, self.limits.memory_bytes, self.limits.timeout_s

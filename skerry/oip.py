@@ -2,11 +2,12 @@
 
 Does: decode an inference request's JSON header, say where each tensor lies or turn its JSON data into bytes,
 check it against what the model declares, and encode the answer.
-Leaves out: HTTP (agent.ipc), shared memory (providers.instance), numpy (skerry.client).
+Leaves out: HTTP (agent.ipc), shared memory (providers.area), numpy (skerry.arrays).
 
 Rules
  * Binary tensors are never copied or converted here: they stay where they are, and a TensorView says where.
  * What arrives is bounded: number of tensors, rank, elements against bytes that really came.
+ * What leaves as JSON is bounded as well: as text and objects it takes up to fifty times the memory.
  * What JSON cannot carry (FP16, BF16, NaN, infinity) is refused with the way out, never rounded or dropped.
 
 Source: https://github.com/kserve/open-inference-protocol (inference_rest.md) and Triton's
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from skerry.errors import InvalidRequest, Unsupported
-from skerry.terms import ITEM_SIZES, MAX_RANK, TensorSpec, TensorView
+from skerry.terms import ITEM_SIZES, MAX_RANK, MIB, TensorSpec, TensorView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 MAX_TENSORS = 256
 #: Elements of one tensor, dimensions of 0 left out: far above any body, and its bytes fit 63 bits.
 MAX_ELEMENTS = 1 << 48
+#: Elements of one BYTES tensor: each has to be looked at by itself.
+MAX_STRINGS = 1 << 20
+#: Outputs of one answer that travel as JSON. FP32 of 120 MB took 1.4 GB; and a model is free to answer with more.
+MAX_JSON_OUTPUT_BYTES = 16 * MIB
 
 _TYPECODES = {
     "UINT8": "B",
@@ -195,7 +200,10 @@ def _elements(tensor: InputTensor) -> int:
         raise InvalidRequest(
             f"input {tensor.name!r}: expected dimensions of at most {MAX_ELEMENTS} elements, got {tensor.shape}",
         )
-    return math.prod(tensor.shape)
+    count = math.prod(tensor.shape)
+    if tensor.datatype == "BYTES" and count > MAX_STRINGS:
+        raise InvalidRequest(f"input {tensor.name!r}: expected at most {MAX_STRINGS} BYTES, got {count}")
+    return count
 
 
 def check_bytes_tensor(view: TensorView, raw: memoryview) -> None:
@@ -434,7 +442,16 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
         form: from `response_format`.
         request_id: echoed if the request had one.
         parameters: of the answer as a whole.
+
+    Raises:
+        InvalidRequest: JSON cannot carry the outputs, or not so much of them; ask for them as binary.
     """
+    plain_bytes = sum(view.size_bytes for index, view in enumerate(views) if not form.is_binary(index))
+    if plain_bytes > MAX_JSON_OUTPUT_BYTES:
+        raise InvalidRequest(
+            f"outputs: expected at most {MAX_JSON_OUTPUT_BYTES} bytes of tensors as JSON, got {plain_bytes}",
+            "ask for them as binary: parameter binary_data_output",
+        )
     outputs: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     for index, view in enumerate(views):

@@ -99,5 +99,5 @@ def parse_version(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_VERSION))) or not (
         0 < int(text) <= MAX_VERSION
     ):
-        raise InvalidRequest(f"model version: expected a positive integer, got {text!r}")
+        raise InvalidRequest(f"model version: expected an integer from 1 to {MAX_VERSION}, got {text!r}")
     return int(text)

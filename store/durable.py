@@ -122,13 +122,15 @@ def make_dir(path: Path, mode: int = 0o750) -> None:
     Raises:
         StorageFailed: the disk refused, or something else has this name.
     """
-    if path.is_dir():
-        return
+    with reporting(f"{path}: cannot make the directory"):
+        if path.is_dir():
+            return
     make_dir(path.parent, mode)
     with reporting(f"{path}: cannot make the directory"):
         with suppress(FileExistsError):  # another process was faster, or it is a file and `open` says so
             os.mkdir(path, mode)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Not through a link that another process was faster with: root must not give away what it leads to.
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _give_to_owner(fd, path.parent)
         finally:
@@ -146,6 +148,19 @@ def sweep(directory: Path) -> None:
     """Remove what killed writers left in `directory`. Only for who holds the lock over its writers."""
     for path in directory.glob(f"{TEMP_PREFIX}*"):
         remove(path)
+
+
+def names(directory: Path) -> list[str]:
+    """What lies in `directory`, in no order; nothing if there is no such directory.
+
+    Raises:
+        StorageFailed: it cannot be read, which must not pass for an empty one.
+    """
+    with reporting(f"{directory}: cannot read"):
+        try:
+            return [path.name for path in directory.iterdir()]
+        except FileNotFoundError:
+            return []
 
 
 def open_regular(path: Path) -> int:

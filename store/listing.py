@@ -58,7 +58,7 @@ def encode(document: Listing | Refusal) -> bytes:
 def refusal(error: errors.SkerryError) -> Refusal:
     """The document that stands for `error`, under the name of its nearest public class."""
     public = next(kind for kind in type(error).__mro__ if vars(errors).get(kind.__name__) is kind)
-    return Refusal(error.message, error.hint, public.__name__)
+    return Refusal(_text(error.message), _text(error.hint), public.__name__)
 
 
 def parse(data: bytes) -> Listing:
@@ -78,6 +78,11 @@ def parse(data: bytes) -> Listing:
         return msgspec.json.decode(data, type=Listing)
     except msgspec.DecodeError as error:
         raise errors.InternalError(f"registry listing: expected JSON, got {data[:200]!r}") from error
+
+
+def _text(message: str) -> str:
+    """`message` as JSON can carry it: the name of a file need not be UTF-8."""
+    return message.encode("utf-8", "backslashreplace").decode()
 
 
 def _error(document: Refusal) -> errors.SkerryError:

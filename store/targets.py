@@ -61,6 +61,7 @@ def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
     digest = f"sha256:{target.hashes['sha256']}"
     blobs.path(digest)  # raises if it is no digest
     manifest = msgspec.json.decode(target.custom["manifest"], type=Manifest)
+    manifest.check()
     return Entry(name, version, digest, target.length, manifest, blobs.has(digest, target.length))
 
 
@@ -108,7 +109,7 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
         InvalidRequest: they differ.
     """
     for what, expected, got in (
-        ("file", signed.hashes, offered.hashes),
+        ("file", _digest(signed), _digest(offered)),
         ("manifest", signed.custom, offered.custom),
     ):
         if expected != got:
@@ -116,6 +117,10 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
                 f"{signed.path} exists: expected the {what} {expected}, got {got}",
                 "a version never changes; add it as the next version",
             )
+
+
+def _digest(target: TargetFile) -> str:
+    return f"sha256:{target.hashes.get('sha256')}"
 
 
 def refuse_other_case(entries: list[Entry], name: str) -> None:

@@ -12,7 +12,8 @@ Rules
    serving until newer metadata comes; what is offered must satisfy the newest root.
  * A refused offer changes nothing but the root chain, and that only forwards.
  * A local file that is torn or missing is an error that names it. We never start anew by ourselves,
-   because that would forget which versions were seen and let an attacker replay old ones.
+   because that would forget which versions were seen and let an attacker replay old ones. A timestamp that is
+   missing altogether is the one exception on a follower, whose killed first import looks the same.
  * Snapshot and targets are written first, under names with their versions; the rename of timestamp.json is
    the commit. So a crash leaves the old state or the new one.
 
@@ -116,8 +117,9 @@ def read_roots(metadata_dir: Path) -> dict[str, bytes]:
 
     Raises:
         Untrusted: there is a gap in it.
+        StorageFailed: it cannot be read.
     """
-    found = (_ROOT_NAME.fullmatch(path.name) for path in metadata_dir.glob("*.root.json"))
+    found = (_ROOT_NAME.fullmatch(name) for name in durable.names(metadata_dir))
     versions = sorted(int(match[1]) for match in found if match)
     if not versions:
         return {}

@@ -178,7 +178,11 @@ class Inbox:
         rejected = self._directory / REJECTED
         rejected.mkdir(mode=0o770, exist_ok=True)
         path.replace(rejected / path.name)
-        _reason_of(rejected / path.name).write_text(f"{reason}\n", encoding="utf-8")
+        note = _reason_of(rejected / path.name)
+        note.unlink(missing_ok=True)
+        # "x": a link that others put here must not lead us to a file of ours. A name need not be UTF-8.
+        with note.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{reason}\n")
         _forget_old(rejected)
 
 

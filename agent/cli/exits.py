@@ -43,6 +43,8 @@ _CODES: tuple[tuple[type[SkerryError], int], ...] = (
 
 def exit_code(error: SkerryError) -> int:
     """The exit code of a command that ended with `error`."""
+    if isinstance(error.__cause__, PermissionError):  # whatever it was for: another user might be allowed
+        return DENIED
     return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
 
 

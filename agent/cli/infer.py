@@ -8,6 +8,7 @@ Rules
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,7 @@ def infer(  # noqa: PLR0913 - one parameter per option
     with session.client() as client:
         metadata = client.model_metadata(model, version)
         datatypes = {spec["name"]: spec["datatype"] for spec in metadata["inputs"]}
-        arrays = dict(_input(text, datatypes) for text in inputs)
+        arrays = _inputs(inputs, datatypes)
         asked = {name: datatypes[name] for name in arrays}
         result = client.infer(
             model, arrays, version=version, outputs=outputs or None, datatypes=asked, timeout_s=timeout
@@ -77,6 +78,16 @@ def infer(  # noqa: PLR0913 - one parameter per option
     session.console.print(render.table(["OUTPUT", "DATATYPE", "SHAPE", "VALUES"], rows))
 
 
+def _inputs(texts: list[str], datatypes: dict[str, str]) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for text in texts:
+        name, array = _input(text, datatypes)
+        if name in arrays:
+            raise InvalidRequest(f"--input: expected {name!r} once, got it again")
+        arrays[name] = array
+    return arrays
+
+
 def _input(text: str, datatypes: dict[str, str]) -> tuple[str, Array]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -88,14 +99,20 @@ def _input(text: str, datatypes: dict[str, str]) -> tuple[str, Array]:
     path = Path(value[1:])
     limit_bytes = MAX_NPY_BYTES if path.suffix == ".npy" else MAX_JSON_BYTES
     try:
-        size_bytes = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise NotFound(f"input {name!r}: {path}: {error.strerror}") from error
-    if size_bytes > limit_bytes:
-        raise InvalidRequest(f"input {name!r}: expected at most {limit_bytes} bytes, got {size_bytes}")
+    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero has no end
+        raise InvalidRequest(f"input {name!r}: {path}: expected a file, got a device")
+    if status.st_size > limit_bytes:
+        raise InvalidRequest(f"input {name!r}: expected at most {limit_bytes} bytes, got {status.st_size}")
     if path.suffix == ".npy":
         return name, _from_npy(name, path, datatypes[name])
-    return name, _from_json(name, path.read_text(errors="replace"), datatypes[name])
+    try:
+        written = path.read_text(errors="replace")
+    except OSError as error:
+        raise InvalidRequest(f"input {name!r}: {path}: {error.strerror}") from error
+    return name, _from_json(name, written, datatypes[name])
 
 
 def _from_npy(name: str, path: Path, datatype: str) -> Array:
@@ -126,8 +143,11 @@ def _from_json(name: str, text: str, datatype: str) -> Array:
         value = json.loads(text)
         if datatype == "BF16":
             return _checked(name, _bfloat16_bits(np.array(value, np.float32)))
-        return _checked(name, np.array(value, dtype_of(datatype)))
-    except (ValueError, TypeError, OverflowError) as error:
+        array = np.array(value, dtype_of(datatype))
+        if array.dtype.kind in "iu" and np.asarray(value).dtype.kind == "f" and array.size:
+            raise ValueError("a number with a fraction or an exponent is no integer")  # noqa: TRY301 - as numpy's
+        return _checked(name, array)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidRequest(
             f"input {name!r}: expected JSON that makes {datatype}, got {text[:60]!r} ({error})"
         ) from None

@@ -51,7 +51,7 @@ def read(path: Path) -> Manifest:
         manifest = msgspec.convert(_plain(root), Manifest)
     except msgspec.ValidationError as error:
         raise _explain(str(error), root, path) from None
-    _check_values(manifest, path)
+    _check_values(manifest, root, path)
     return manifest
 
 
@@ -92,7 +92,7 @@ def _line(node: Node, names: list[str]) -> int:
     return node.line
 
 
-def _check_values(manifest: Manifest, path: Path) -> None:
+def _check_values(manifest: Manifest, root: Node, path: Path) -> None:
     from providers.ranking import check_policy  # noqa: PLC0415 - only where a manifest names one
 
     checks: dict[str, Callable[[], object]] = {
@@ -105,4 +105,5 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         try:
             check()
         except SkerryError as error:
-            raise ConfigError(f"{path}: {key}: {error.message}", error.hint) from None
+            where = f"{path}:{_line(root, key.split('.'))}: {key}: "
+            raise ConfigError(where + error.message.removeprefix(f"{key}: "), error.hint) from None

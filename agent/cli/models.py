@@ -90,9 +90,13 @@ def show(context: typer.Context, name: Name, *, version: Version = None, as_json
     for document in documents:
         manifest = document.pop("manifest")
         session.console.print(
-            render.facts((key, str(value)) for key, value in _flat({**document, **manifest}))
+            render.facts((key, _plain(value)) for key, value in _flat({**document, **manifest}))
         )
         session.console.print()
+
+
+def _plain(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -166,7 +170,9 @@ def export(
     name: Name,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The bundle, a .tar file.")],
-    version: Version = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="The newest if not given.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a signed bundle that another node can import, from its inbox/ for one."""
     from store import bundle  # noqa: PLC0415 - brings TUF

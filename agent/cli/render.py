@@ -2,6 +2,7 @@
 
 Rules
  * A table is text in columns: no frames, so that it can be cut, pasted and grepped.
+ * A narrow window folds cells, never headings: a table of 80 columns must stay readable.
  * Text from models, files and the daemon is shown as it is, never read as markup.
 """
 
@@ -15,9 +16,16 @@ from skerry.terms import GIB, KIB, MIB
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 DASH = "-"  # no value, as opposed to 0
+
+# Wider than any table, to learn how wide one would like to be.
+_MEASURE_COLUMNS = 10_000
+
+# Headings of columns whose words are what people look for: a narrow window folds others.
+_WHOLE = {"STATE", "VERDICT"}
 
 _STYLES = {
     "READY": "green",
@@ -86,13 +94,31 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich.table import Table  # noqa: PLC0415 - not for --json
     from rich.text import Text  # noqa: PLC0415 - likewise
 
-    built = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    class Fitting(Table):
+        """Columns stand one space apart, not two, before a narrow window folds their cells."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            self.collapse_padding = console.measure(self, options=_wide(options)).maximum > options.max_width
+            return super().__rich_console__(console, options)
+
+    built = Fitting(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         numeric = column.startswith(">")
-        built.add_column(column.removeprefix(">"), justify="right" if numeric else "left", overflow="fold")
+        heading = column.removeprefix(">")
+        built.add_column(
+            heading,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            min_width=len(heading),
+            no_wrap=numeric or heading in _WHOLE,
+        )
     for row in rows:
         built.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     return built
+
+
+def _wide(options: ConsoleOptions) -> ConsoleOptions:
+    return options.update(max_width=_MEASURE_COLUMNS)
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Table:

@@ -59,7 +59,8 @@ def _cache_line(cache: dict[str, Any] | None) -> str:
 
 
 def _providers_line(providers: dict[str, Any]) -> str:
-    return f"onnxruntime {providers['onnxruntime'] or render.DASH}, {providers['devices']} devices"
+    count = providers["devices"]
+    return f"onnxruntime {providers['onnxruntime'] or render.DASH}, {count} device{'' if count == 1 else 's'}"
 
 
 def ps(context: typer.Context, *, as_json: AsJson = False) -> None:
@@ -69,16 +70,19 @@ def ps(context: typer.Context, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json(page)
         return
-    session.console.print(models_table(page["models"]))
-    for model in page["models"]:
+    # What a newer version has replaced is no trouble; --json has it.
+    models = [model for model in page["models"] if not model.get("superseded_by")]
+    session.console.print(models_table(models))
+    for model in models:
         if model.get("reason"):
             session.remarks.print(f"{model['name']}/{model['version']}: {model['reason']}", markup=False)
 
 
 def models_table(models: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - rich's Table, imported only to print
     """The table of `skerry ps`, from the page /skerry/v1/models."""
-    columns = ["MODEL", ">VERSION", "STATE", "DEVICE", ">RSS", ">REQUESTS", ">FAILED"]
-    columns += [">P50", ">P99", ">CACHED", ">SINCE"]
+    # Short headings: eleven columns have to fit into 80 characters.
+    columns = ["MODEL", ">VER", "STATE", "DEVICE", ">RSS", ">REQS", ">FAIL"]
+    columns += [">P50", ">P99", ">HITS", ">SINCE"]
     return render.table(columns, (_model_row(model) for model in models))
 
 

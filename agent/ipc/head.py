@@ -19,7 +19,7 @@ import httptools
 from skerry.errors import InvalidRequest, NotFound, SkerryError, TooLarge, Unsupported
 from skerry.terms import KIB, check_model_name, parse_version
 
-#: Heads remembered. A head is at most max_header bytes, so this is at most 16 MiB, and in practice some KiB.
+#: Heads remembered, and the longest one worth remembering: at most 1 MiB in all, and in practice some KiB.
 MAX_HEADS = 1024
 MAX_REMEMBERED_BYTES = KIB
 

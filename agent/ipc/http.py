@@ -376,6 +376,9 @@ class Connection(asyncio.BufferedProtocol):
         if head.page is not Page.INFER:
             self._answer_page(head)
             return
+        if not body and head.json_bytes < 0:  # else it would be taken for a raw tensor without elements
+            self.refuse(InvalidRequest("inference request: expected JSON, got an empty body"))
+            return
         exchange = self._exchange
         if exchange is None:
             try:
@@ -391,6 +394,10 @@ class Connection(asyncio.BufferedProtocol):
             page = self._listener.pages.answer(head, self._peer)
         except SkerryError as error:
             self.refuse(error)
+            return
+        except Exception as error:  # a bug of ours must cost an answer, not the connection
+            log.exception("page %s failed", head.page)
+            self.refuse(InternalError(f"page {head.page}: {type(error).__name__}"))
             return
         if isinstance(page, tuple):
             self._send_page(*page)

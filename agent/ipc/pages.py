@@ -168,6 +168,7 @@ class Pages:
             "version": version.number_text,
             "state": version.state,
             "reason": version.reason,
+            "superseded_by": self.models.superseded_by(version),
             "ep": version.device.ep_name if version.device else None,
             "device": version.device.label if version.device else None,
             "digest": version.digest,

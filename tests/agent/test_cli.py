@@ -1,5 +1,6 @@
 """The command line without a daemon, or with one that answers fixed pages."""
 
+import io
 import json
 import os
 import re
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import pytest
 from fakedaemon import FakeDaemon
+from rich.console import Console
 from typer.testing import CliRunner
 
 from agent import cli
-from agent.cli import exits
+from agent.cli import exits, views
 from agent.cli.app import app
 from agent.clock import wall
 from agent.paths import resolve
 from skerry import __version__, errors
+from skerry.errors import StorageFailed
 from store.trail import StateStore
 
 ROOT = Path(__file__).parents[2]
@@ -254,6 +257,12 @@ def test_each_error_has_its_exit_code(kind, code, capsys):
     assert capsys.readouterr().err == "error: what failed\nhint: what to do\n"
 
 
+def test_what_another_user_might_do_has_the_code_of_not_allowed():
+    error = StorageFailed("registry/.lock: cannot lock: Permission denied")
+    error.__cause__ = PermissionError()
+    assert exits.exit_code(error) == exits.DENIED
+
+
 def test_the_documented_exit_codes_are_the_ones_in_use():
     documented = re.findall(r"^\| (\d+) \| ", (ROOT / "docs/cli.md").read_text(), re.MULTILINE)
     named = [value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)]
@@ -335,6 +344,7 @@ def test_status_shows_what_matters_and_warns_on_stderr(skerry, daemon):
     assert "models 1 of 2 ready" in words(result.stdout)
     assert "cache 3 answers, 2.0 KiB, 75 % of 4 hit" in words(result.stdout)
     assert "memory 31.0 MiB" in words(result.stdout)
+    assert "providers onnxruntime 1.31.1, 1 device" in words(result.stdout)
     assert result.stderr.splitlines() == [
         "warning: models/x/1.onnx: signed, but not understood",
         "warning: the clock went backwards",
@@ -352,6 +362,31 @@ def test_ps_shows_one_line_per_model_and_the_reason_of_a_failed_one(skerry, daem
     assert alpha.startswith("alpha 2 READY CPU on CPU 5.0 MiB 12 0 42 us 2.5 ms 3/12 ")
     assert beta.startswith("beta 1 UNAVAILABLE - - 0 0 - - - -")
     assert result.stderr == "beta/1: quarantined [/]: SIGFPE three times\n"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_ps_fits_into_a_terminal(columns):
+    model = {"name": "ch_PP-OCRv4_det", "version": "1", "device": "CPUExecutionProvider on AMD CPU"}
+    model |= {"rss_bytes": 68_000_000, "requests": 123_456, "failures": 0, "p50_us": 54, "p99_us": 15_900}
+    model |= {"cache_hits": 14, "cache_misses": 14, "since_unix": 0}
+    console = Console(width=columns, file=io.StringIO())
+    console.print(views.models_table([{**model, "state": state} for state in ("READY", "UNAVAILABLE")]))
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].split() == [
+        "MODEL",
+        "VER",
+        "STATE",
+        "DEVICE",
+        "RSS",
+        "REQS",
+        "FAIL",
+        "P50",
+        "P99",
+        "HITS",
+        "SINCE",
+    ]
+    shown = "\n".join(lines)
+    assert all(whole in shown for whole in (" UNAVAILABLE ", " 64.8 MiB ", " 123456 ", " 15.9 ms "))
 
 
 def test_why_shows_each_step_in_order(skerry, daemon):
@@ -480,7 +515,11 @@ def test_ctrl_c_ends_quietly_with_130(home):
         silent.bind(str(path))
         silent.listen()
         command = [sys.executable, "-m", "agent.cli", "--home", str(home), "ps"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        # Where the tests run in a shell's background, Ctrl-C is ignored, and children inherit that.
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        signal.signal(signal.SIGINT, before)
+        with child:
             connection, _ = silent.accept()  # it has asked and waits
             with connection:
                 connection.recv(1)

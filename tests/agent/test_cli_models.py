@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from agent.cli import admit, exits
 from agent.cli.app import app
 from agent.paths import resolve
+from store.listing import Listing
+from store.registry import Registry
 
 
 @pytest.fixture
@@ -86,6 +88,7 @@ def test_the_manifest_is_signed_and_shown(skerry, model, tmp_path):
     lines = [" ".join(line.split()) for line in skerry("model", "show", "alpha").stdout.splitlines()]
     assert "labels.task demo" in lines
     assert f"digest {shown['digest']}" in lines
+    assert "installed yes" in lines
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,7 @@ def test_the_manifest_is_signed_and_shown(skerry, model, tmp_path):
         ("warmup:\n- inputs: {x: [1]}\n- inputs: {x: [1]}\n  outpts: {}\n", 4, "'warmup.outpts'", "outputs"),
         ("cache: {policy: yes}\n", 1, "cache.policy: ", ""),
         ("threads: -1\n", 1, "threads: ", ""),
+        ("golden:\n- inputs: {x: [1]}\n  tolerance: -1\n", 3, "golden.tolerance: ", ""),
         ("labels: [1]\n", 1, "labels: ", ""),
         ("- 1\n", 1, "manifest: ", ""),
     ],
@@ -112,14 +116,22 @@ def test_a_wrong_manifest_names_line_and_key(skerry, model, tmp_path, text, line
 
 
 @pytest.mark.parametrize(
-    "text", ["cache: {ttl: soon}", "limits: {memory: 2 GB}", "limits: {timeout: x}", "policy: max_eficiency"]
+    ("text", "where"),
+    [
+        ("cache: {ttl: soon}", "2: cache.ttl"),
+        ("limits: {memory: 2 GB}", "2: limits.memory"),
+        ("limits:\n  timeout: x", "3: limits.timeout"),
+        ("limits: {timeout: 0s}", "2: limits.timeout"),
+        ("limits: {memory: 1MiB}", "2: limits.memory"),
+        ("policy: max_eficiency", "2: policy"),
+    ],
 )
-def test_values_that_no_node_accepts_are_refused_before_signing(skerry, model, tmp_path, text):
+def test_values_that_no_node_accepts_are_refused_before_signing(skerry, model, tmp_path, text, where):
     manifest = tmp_path / "m.yaml"
-    manifest.write_text(text)
+    manifest.write_text(f"# first line\n{text}")
     result = skerry("model", "add", model(zoo.add(1)), "--name", "a", "--manifest", manifest)
     assert result.exit_code == exits.USAGE
-    assert "expected" in result.stderr
+    assert f"m.yaml:{where}: expected" in result.stderr
     assert listed(skerry) == []
 
 
@@ -136,6 +148,12 @@ def test_what_is_no_servable_model_is_refused_and_nothing_is_signed(skerry, mode
     assert result.exit_code == exits.USAGE, result.stderr
     assert "error: " in result.stderr
     assert listed(skerry) == []
+
+
+def test_a_version_over_the_ceiling_is_refused_and_named(skerry, model):
+    result = skerry("model", "add", model(zoo.add(1)), "--name", "a", "--version", 10**30)
+    assert result.exit_code == exits.USAGE
+    assert "model version: expected an integer from 1 to 9007199254740991, got '1000000" in result.stderr
 
 
 def test_a_model_without_a_name_or_with_two_is_refused(skerry, model, tmp_path):
@@ -168,6 +186,13 @@ def test_verify_names_the_damaged_model_and_both_digests(skerry, model, home):
     assert skerry("model", "verify", "alpha").exit_code == exits.OK
     found = json.loads(skerry("model", "verify", "beta", "--json").stdout)["models"]
     assert shown["digest"] in found[0]["problem"]
+
+
+def test_verify_fails_for_what_is_signed_and_not_understood(skerry, monkeypatch):
+    sentence = "models/new/1.onnx: signed, but not understood: a newer kind"
+    monkeypatch.setattr(Registry, "listing", lambda _self: Listing(1, owner=True, problems=(sentence,)))
+    result = skerry("model", "verify")
+    assert (result.exit_code, result.stdout) == (exits.UNTRUSTED, f"{sentence}\n")
 
 
 def test_a_bundle_travels_to_a_node_that_follows_and_not_to_a_stranger(skerry, model, home, tmp_path):
@@ -289,6 +314,44 @@ def test_files_are_read_and_wide_arrays_narrowed(ask, tmp_path):
     (tmp_path / "a.json").write_text("[[3, 4]]")
     assert ask("FP32", f"@{tmp_path}/a.npy")[0] == np.array([1, 2], np.float32).tobytes()
     assert ask("FP32", f"@{tmp_path}/a.json")[0] == np.array([3, 4], np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("[[1.5, 2]]", "no integer"),
+        ("[[1, 1e3]]", "no integer"),
+        ("@/dev/zero", "expected a file, got a device"),
+    ],
+)
+def test_what_is_no_integer_or_has_no_end_is_refused(ask, value, complaint):
+    sent, result = ask("INT32", value)
+    assert (sent, result.exit_code) == (None, exits.USAGE)
+    assert complaint in result.stderr
+
+
+def test_an_input_that_is_given_twice_is_refused(ask):
+    sent, result = ask("INT32", "[[1, 2]]", "--input", "x=[[3, 4]]")
+    assert (sent, result.exit_code) == (None, exits.USAGE)
+    assert "expected 'x' once" in result.stderr
+
+
+def test_an_npy_file_is_data_and_never_code(ask, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    np.save(tmp_path / "x.npy", np.array([Payload()], object), allow_pickle=True)
+    sent, result = ask("BYTES", f"@{tmp_path}/x.npy")
+    assert (sent, result.exit_code) == (None, exits.USAGE)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_input_that_cannot_be_read_or_is_too_deep_is_refused_in_one_line(ask, tmp_path):
+    for value in (f"@{tmp_path}", "[" * 100_000):
+        sent, result = ask("FP32", value)
+        assert (sent, result.exit_code) == (None, exits.USAGE)
+        assert result.stderr.startswith("error: input 'x': ")
 
 
 def test_json_output_of_infer_is_json_even_with_infinities(ask):

@@ -1,6 +1,7 @@
 """The command line and the client against a real daemon, and the demo as a stranger runs it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -59,6 +60,7 @@ def test_a_model_is_added_asked_listed_explained_and_removed(skerry, model):
     assert skerry("infer", "beta", "--input", "input=[[2, 4]]").exit_code == exits.OK
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_pasted_example_works(skerry, model):
     added = skerry("model", "add", model(zoo.scale(3)), "--name", "beta")
     example = next(line for line in added.stderr.splitlines() if line.startswith("try it")).partition("curl")[

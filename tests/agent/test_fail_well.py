@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import stat
 
@@ -35,6 +36,17 @@ from agent.cli.app import app
 
 REPLACED_S = 2.0
 QUEUE = 8
+
+
+def ask(sock, method, path):
+    sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+    return answer_of(sock)
+
+
+def pending(node, model, count):
+    """Wait until so many requests of a model wait or run."""
+    sample = f'nv_inference_pending_request_count{{model="{model}",version="1"}} {count}\n'
+    until(lambda: sample.encode() in node.get("/metrics")[1], f"{count} requests of {model}")
 
 
 def skerry(node, *arguments):
@@ -198,13 +210,16 @@ def test_what_waits_behind_a_crash_runs_on_the_new_worker(shared):
     with begin_work(shared, ENDLESS) as first:
         pid = ready(shared, "slow")["pid"]
         busy(pid)
-        with begin_work(shared, ENDLESS), begin_work(shared, 3), begin_work(shared, 4) as last:
-            os.kill(pid, signal.SIGKILL)
-            status, answer = answer_of(first)
-            assert (status, "SIGKILL" in answer["error"]) == (500, True)
-            # The second was sent ahead, the others were not yet.
-            status, answer = answer_of(last)
-            assert (status, answer["outputs"][0]["data"]) == (200, [4.0])
+        with begin_work(shared, ENDLESS):
+            pending(shared, "slow", 2)  # connections are not read in the order in which they are made
+            with begin_work(shared, 3), begin_work(shared, 4) as last:
+                pending(shared, "slow", 4)
+                os.kill(pid, signal.SIGKILL)
+                status, answer = answer_of(first)
+                assert (status, "SIGKILL" in answer["error"]) == (500, True)
+                # The second was sent ahead, the others were not yet.
+                status, answer = answer_of(last)
+                assert (status, answer["outputs"][0]["data"]) == (200, [4.0])
     until(lambda: work(shared, 2) == (200, 2.0), "an answer afterwards")
 
 
@@ -215,12 +230,33 @@ def test_killing_the_zygote_brings_every_model_back(shared):
     os.kill(zygote, signal.SIGKILL)
     for pid in (zygote, *old.values()):
         gone(pid)
+    for name in names:  # first: what is sent to a worker that is gone, and not yet missed, is lost with it
+        ready(shared, name, instead_of=old[name])
     assert number(shared, "add") == (200, ("1", 2.0))
     assert divide(shared, 6, 2) == (200, 3)
     assert work(shared, 2) == (200, 2.0)
-    for name in names:
-        ready(shared, name, instead_of=old[name])
     assert shared.get("/skerry/v1/status")[1]["zygote_pid"] not in {None, zygote}
+
+
+def test_a_node_without_descriptors_recovers_when_it_has_some_again(node):
+    node.add(zoo.add(1), "add")
+    node.start()
+    pid, old = node.child.pid, ready(node, "add")["pid"]
+    with node.connect() as sock:
+        assert ask(sock, "GET", "/v2/health/live")[0] == 200  # connected before there are no more
+        limits = resource.prlimit(
+            pid, resource.RLIMIT_NOFILE, (1, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1])
+        )
+        os.kill(old, signal.SIGSEGV)
+        until(lambda: "trying again in" in node.log.read_text(), "an attempt that fails")
+        status, answer = ask(sock, "POST", "/skerry/v1/registry/refresh")
+        assert (status, "Too many open files" in answer["error"]) == (503, True)
+        assert ask(sock, "GET", "/skerry/v1/models")[0] == 200
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        ready(node, "add", instead_of=old)
+    assert row(node, "add")["crashes"] == 1  # the worker's own; the node's trouble is not the model's
+    assert number(node, "add") == (200, ("1", 2.0))
+    assert "Traceback" not in node.log.read_text()
 
 
 def test_killing_the_daemon_leaves_no_child_and_the_next_start_serves(node):
@@ -340,7 +376,7 @@ def test_a_hostile_model_is_refused_before_it_is_signed(unsigned, tmp_path, name
 
 
 def test_hostile_models_that_were_signed_anyway_are_refused_while_everything_else_serves(node):
-    node.configure("workers:\n  load_timeout: 2s\n")
+    node.configure("workers:\n  load_timeout: 6s\n")  # what hurts takes a second on a busy machine
     node.add(zoo.add(1), "add")
     node.add(zoo.mlp(), "mlp")
     for name, (data, _, _) in HOSTILE.items():
@@ -354,7 +390,7 @@ def test_hostile_models_that_were_signed_anyway_are_refused_while_everything_els
         assert words in found["reason"]
         status, answer = node.post(f"/v2/models/{name}/infer", {"inputs": []})
         assert (status, words in answer["error"]) == (503, True)
-    assert "within 2 s" in table["endless", "1"]["reason"]
+    assert "within 6 s" in table["endless", "1"]["reason"]
     assert table["endless", "1"]["state"] == "UNAVAILABLE"
     assert {name for (name, _), found in table.items() if found["state"] == "READY"} == {"add", "mlp"}
     assert number(node, "add") == (200, ("1", 2.0))

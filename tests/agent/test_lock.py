@@ -1,5 +1,6 @@
 """One daemon per home; a stale socket is replaced, a live one is not."""
 
+import errno
 import os
 import signal
 import socket
@@ -65,6 +66,17 @@ def test_worker_that_outlives_a_killed_daemon_does_not_keep_the_lock(tmp_path):
         InstanceLock(path, "x").release()
     finally:
         os.kill(int(worker.read_text()), signal.SIGKILL)
+
+
+def test_a_full_disk_costs_the_pid_and_not_the_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    lock = InstanceLock(tmp_path / "lock", "x")
+    with pytest.raises(Unavailable, match="pid unknown"):
+        InstanceLock(tmp_path / "lock", "x")
+    lock.release()
 
 
 def test_lock_in_a_missing_directory_is_an_error(tmp_path):

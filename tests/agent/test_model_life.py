@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 
@@ -80,9 +81,9 @@ def test_a_swap_under_load_fails_no_request_and_leaves_only_the_new_version(shar
         assert answers == sorted(answers, key=lambda answer: answer[1][0])  # and none came back
         assert {answer[1][0] for answer in answers[count:]} == {"2"}
     gone(old)
-    assert "replaced by version 2" in unavailable(shared, "swap", 1)
+    assert "version 2 serves" in unavailable(shared, "swap", 1)
     status, error = number(shared, "swap/versions/1")
-    assert (status, "replaced by version 2" in error) == (503, True)
+    assert (status, "version 2 serves" in error) == (503, True)
     assert number(shared, "swap/versions/2") == (200, ("2", 11.0))
     assert number(shared, "swap/versions/3")[0] == 404
 
@@ -97,6 +98,8 @@ def test_the_old_version_finishes_what_it_began_before_it_leaves(shared):
         shared.refresh()
         assert work(shared, 2, "patient") == (200, 2.0)  # the new one, while the old one still runs
         assert row(shared, "patient", 1)["state"] == "UNLOADING"
+        status, error = work(shared, 2, "patient/versions/1")  # or its clients could keep it from leaving
+        assert (status, "UNLOADING: version 2 serves" in error) == (503, True)
         assert row(shared, "patient", 2)["requests"] == 1
         sock.close()
     gone(old)
@@ -340,6 +343,30 @@ def test_sighup_reads_configuration_and_registry_again(node):
     assert node.child.poll() is None
 
 
+def test_a_version_that_was_signed_anew_with_other_words_is_loaded_anew(node):
+    node.add(zoo.add(1), "alpha", labels={"said": "first"})
+    node.start()
+    old = ready(node, "alpha")["pid"]
+    node.registry.remove("alpha")
+    node.add(zoo.add(1), "alpha", version=1, limits={"timeout": "7s"})
+    node.refresh()
+    ready(node, "alpha", instead_of=old)
+    assert number(node, "alpha") == (200, ("1", 2.0))
+    gone(old)
+
+
+def test_a_stop_while_models_load_is_quick_and_quiet(node):
+    node.start()
+    node.add(zoo.endless_loop(), "endless")  # its probe does not end
+    zygote = node.get("/skerry/v1/status")[1]["zygote_pid"]
+    node.child.send_signal(signal.SIGHUP)
+    until(lambda: node.table().get(("endless", "1"), {}).get("state") == "LOADING", "endless/1 LOADING")
+    assert node.stop() == 0
+    gone(zygote)
+    assert "Traceback" not in node.log.read_text()
+    assert "ERROR" not in node.log.read_text()
+
+
 def test_a_second_daemon_on_the_same_home_is_refused(shared):
     pid = shared.child.pid
     error = refused_start(shared.home)
@@ -381,3 +408,21 @@ def test_the_metadata_of_a_home_survive_many_starts(node):
         node.start()
         node.kill()
     assert json.dumps([str(entry) for entry in node.registry.entries()]) == before
+
+
+def test_a_registry_that_has_gone_is_no_reason_to_stop_serving(shared):
+    shared.add(zoo.add(1), "kept")
+    shared.refresh()
+    registry = shared.home / "registry"
+    registry.rename(shared.home / "elsewhere")
+    try:
+        registry.mkdir()
+        status, answer = shared.post("/skerry/v1/registry/refresh")
+        assert (status, "got 0" in answer["error"]) == (500, True)
+        assert shared.table()["kept", "1"]["state"] == "READY"
+        assert any("revision" in text for text in shared.get("/skerry/v1/status")[1]["warnings"])
+        shutil.rmtree(registry)
+    finally:
+        (shared.home / "elsewhere").rename(registry)
+    shared.refresh()
+    assert shared.get("/skerry/v1/status")[1]["warnings"] == []

@@ -152,6 +152,18 @@ def test_prepare_closes_keys_that_stand_open_and_leaves_other_modes(tmp_path):
     assert found.inbox.stat().st_mode & 0o7777 == 0o1777
 
 
+def test_prepare_changes_nothing_that_a_link_leads_to(tmp_path):
+    found = paths.resolve(str(tmp_path / "home"), {}, 1000)
+    found.data.mkdir()
+    other = tmp_path / "other"
+    other.mkdir()
+    other.chmod(0o755)
+    found.keys.symlink_to(other)
+    with pytest.raises(StorageFailed, match="keys: expected a directory"):
+        paths.prepare(found)
+    assert other.stat().st_mode & 0o777 == 0o755
+
+
 def test_file_where_a_directory_should_be_is_an_error(tmp_path):
     found = paths.resolve(str(tmp_path), {}, 1000)
     found.registry.write_text("")

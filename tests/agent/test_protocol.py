@@ -336,6 +336,12 @@ def test_requests_that_differ_in_little_are_not_mixed_up(talk):
             assert ("inference-header-content-length" in response.headers) is binary
 
 
+def test_an_empty_body_is_no_raw_request(talk):
+    response = talk.ask(http("POST", "/v2/models/mlp/infer", b""))
+    assert response.status == 400
+    assert response.json["error"] == "inference request: expected JSON, got an empty body"
+
+
 def test_a_raw_request_is_the_one_input_alone(talk):
     raw = struct.pack("<6f", *range(6))
     request = http("POST", "/v2/models/turn/infer", raw, "Inference-Header-Content-Length: 0")
@@ -413,6 +419,14 @@ def test_the_id_comes_back_and_only_if_there_was_one(talk):
             (
                 "input 'input': expected 2 elements, each a four-byte length and its bytes, in 5 bytes;"
                 " got 1 that end at byte 5"
+            ),
+        ),
+        (
+            "same-BYTES",
+            [Tensor("input", "BYTES", (1, 2), b"")],
+            (
+                "input 'input': expected 2 elements, each a four-byte length and its bytes, in 0 bytes;"
+                " got 0 that end at byte 0"
             ),
         ),
     ],

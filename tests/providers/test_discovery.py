@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,12 +92,20 @@ def test_a_child_that_hangs_is_killed_with_its_helpers(tmp_path):
         "helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
         f"pathlib.Path({str(note)!r}).write_text(str(helper.pid)); time.sleep(600)"
     )
-    found = run(timeout_s=1.0, command=child(code))
+    found = run(timeout_s=3.0, command=child(code))  # time enough to start a helper on a machine on its knees
     assert found.devices == (CPU,)
-    assert "expected an answer within 1 s, got none" in found.problem
+    assert "expected an answer within 3 s, got none" in found.problem
     helper = Path(f"/proc/{note.read_text()}/stat")
-    # It is gone, or init has not buried it yet.
-    assert not helper.exists() or helper.read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+
+    def is_gone():  # or init has not buried it yet
+        with contextlib.suppress(OSError):
+            return helper.read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+        return True
+
+    until = time.monotonic() + 30
+    while not is_gone():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_child_that_cannot_be_started_leaves_the_cpu():

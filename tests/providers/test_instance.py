@@ -13,8 +13,16 @@ from providers import area as areas
 from providers import wire
 from providers.instance import Instance
 from providers.job import Job, RequestLayout
+from providers.launcher import CUT_OFF
 from providers.start import Channels
-from skerry.errors import DeadlineExceeded, ExecutionFailed, InvalidRequest, Overloaded, WorkerCrashed
+from skerry.errors import (
+    DeadlineExceeded,
+    ExecutionFailed,
+    InvalidRequest,
+    Overloaded,
+    TooLarge,
+    WorkerCrashed,
+)
 from skerry.terms import TensorView
 
 HANGS_S = 10.0
@@ -346,6 +354,14 @@ def test_no_memory_left_is_overload_and_passes():
     story(tell)
 
 
+def test_what_will_never_fit_is_too_large_and_not_to_be_tried_again():
+    async def tell(bench):
+        with pytest.raises(TooLarge, match=f"at most {areas.AREA_BYTES} bytes"):
+            bench.instance.area.take(areas.AREA_BYTES + 1)
+
+    story(tell)
+
+
 def test_a_large_block_gives_its_pages_back_and_a_small_one_keeps_them():
     async def tell(bench):
         for size, left in ((areas.PUNCH_BYTES, b"\0"), (4096, b"x")):
@@ -484,7 +500,7 @@ def test_a_run_that_does_not_stop_costs_its_worker_after_the_grace():
         await bench.until_ended(late, innocent)
         assert isinstance(late.error, DeadlineExceeded)
         assert isinstance(innocent.error, WorkerCrashed)
-        assert bench.lost == [0]  # our doing, not a crash of the model
+        assert bench.lost == [CUT_OFF]  # our doing, not a crash of the model
         bench.hire()
         replacement = bench.workers[-1]
         assert replacement.runs() == [[waiting.seq]]
@@ -766,6 +782,10 @@ def test_descriptors_of_oversize_answers_are_closed():
         wire.frame(wire.DONE, b"short"),
         wire.frame(wire.DONE, wire.DONE_RECORD.pack(1, 99, 0)),  # a layout that was never announced
         wire.frame(wire.LAYOUT, b"\xff"),
+        wire.frame(wire.LAYOUT, wire.encode(wire.Layout(wire.MAX_LAYOUTS, (OUTPUT,)))),
+        wire.frame(wire.LAYOUT, wire.encode(wire.Layout(-1, (OUTPUT,)))),
+        wire.frame(wire.LAYOUT, wire.encode(wire.Layout(0, (OUTPUT._replace(datatype="FP8"),)))),
+        wire.frame(wire.LAYOUT, wire.encode(wire.Layout(0, (OUTPUT._replace(shape=(3,)),)))),
         wire.frame(wire.ERROR, b""),
         wire.frame(77, b""),
         wire.FRAME.pack(wire.DONE, 2**32 - 1),  # a frame that would never end
@@ -838,6 +858,40 @@ def test_an_idle_worker_that_dies_is_reported_and_hurts_nobody():
         assert bench.ended == []
 
     story(tell)
+
+
+def test_a_worker_that_stops_talking_and_stays_is_killed():
+    async def tell(bench):
+        worker = bench.hire()
+        request = bench.submit()
+        worker.leave()
+        await bench.until(lambda: worker.process.killed)
+        worker.process.exited.set_result(-signal.SIGKILL)
+        await bench.until_ended(request)
+        assert bench.lost == [-signal.SIGKILL]
+
+    story(tell)
+
+
+def test_a_worker_that_leaves_by_itself_with_status_0_is_not_taken_for_one_that_we_stopped():
+    async def tell(bench):
+        bench.hire().die(0)
+        await bench.until(lambda: bench.lost)
+        assert bench.lost == [0]
+
+    story(tell)
+
+
+def test_closing_does_not_rely_on_the_worker_to_leave():
+    async def run():
+        instance = Instance("zoo/1", queue_limit=1, kill_grace_s=1, on_lost=lambda _: None)
+        worker = FakeWorker()
+        instance.attach(worker.process, worker.channels)
+        instance.close()
+        worker.leave()
+        assert worker.process.killed == 1
+
+    asyncio.run(run())
 
 
 def test_a_worker_that_was_let_go_is_no_loss():

@@ -12,7 +12,7 @@ import zoo
 from workshop import Workshop, memory
 
 from providers import wire
-from providers.launcher import WITH_ZYGOTE, describe_exit
+from providers.launcher import CUT_OFF, WITH_ZYGOTE, describe_exit
 from providers.start import Channels
 from skerry.errors import ExecutionFailed
 
@@ -203,6 +203,16 @@ def test_a_launcher_that_was_never_used_closes(tmp_path):
     Workshop(tmp_path).close()
 
 
+def test_a_launcher_that_was_closed_makes_no_new_zygote(tmp_path):
+    shop = Workshop(tmp_path)
+    shop.run(shop.launcher.close())
+    for fork in (True, False):
+        with pytest.raises(ExecutionFailed, match="one that was closed"):
+            shop.run(shop.launcher.launch((), fork=fork))
+    assert shop.launcher.zygote_pid is None
+    shop.close()
+
+
 def test_a_zygote_that_dies_while_it_starts_fails_the_launch(tmp_path):
     shop = Workshop(tmp_path)
 
@@ -238,6 +248,7 @@ def wait_until_gone(pid):
         (-signal.SIGSEGV, "was killed by SIGSEGV"),
         (-signal.SIGFPE, "was killed by SIGFPE"),
         (-63, "was killed by signal 63"),
+        (CUT_OFF, "was killed for a run that did not stop"),
     ],
 )
 def test_ends_are_described_by_the_signals_name(status, text):

@@ -290,6 +290,21 @@ def test_golden_samples_decide_on_the_cpu(right, verdict, put):
     assert (placed.worker is None) is (verdict == "refused")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ({"other": [[4.0]]}, {"output": [[5.0]]}),
+        ({"input": [4.0]}, {"output": [[5.0]]}),
+        ({"input": "four"}, None),
+        ({"input": [[4.0]]}, {"other": [[5.0]]}),
+    ],
+)
+def test_samples_that_cannot_be_run_refuse_the_model(inputs, outputs, put):
+    placed = put(zoo.add(1), samples=(Sample(inputs, outputs),))
+    assert placed.worker is None
+    assert placed.reason.startswith("the manifest's samples failed: sample")
+
+
 def test_a_device_whose_provider_is_not_there_is_refused_and_the_cpu_follows(put):
     placed = put(zoo.mlp(), SECOND_CPU, replace(NPU, library="/nowhere/libqnn.so"))
     assert [step["verdict"] for step in placed.steps] == ["refused", "refused", "accepted"]

@@ -99,7 +99,10 @@ def test_a_spec_and_what_a_worker_says_of_itself_come_back_as_they_were():
     )
     assert wire.decode_spec(wire.encode(spec)) == spec
     proof = wire.Proof(
-        inputs=(TensorSpec("input", "FP32", (-1, 64)),), parity={"ok": True}, reference=((view,),), runs=3
+        inputs=(TensorSpec("input", "FP32", (-1, 64)),),
+        parity={"ok": True, "reason": ""},
+        reference=((view,),),
+        runs=3,
     )
     assert wire.decode_proof(wire.encode(proof)) == proof
     failure = wire.Failure("no", "do this", 9, "invalid")

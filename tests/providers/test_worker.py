@@ -1,9 +1,13 @@
 """The worker's loop in real processes, forked from a real zygote and driven by hand."""
 
 import contextlib
+import errno
+import mmap
 import os
 import signal
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +16,8 @@ from onnx import TensorProto, helper
 from workshop import workshop
 
 from providers import wire
-from skerry.errors import ExecutionFailed
+from providers.worker import _Prepared, _Worker
+from skerry.errors import ExecutionFailed, Unavailable
 from skerry.manifest import Sample
 from skerry.terms import MIB
 
@@ -185,6 +190,20 @@ def test_a_run_that_was_cancelled_before_its_turn_does_not_begin(start):
         kind, content = worker.frame()
         heard.update({r[0]: wire.DONE for r in content} if kind == wire.DONE else {content.seq: content.kind})
     assert heard == {1: wire.DONE, 2: "deadline", 3: wire.DONE}
+
+
+def test_cancellations_that_come_after_the_answer_are_forgotten():
+    """A client that goes away while its answer leaves is common, and a worker lives long."""
+    requests, answers = os.pipe()
+    with mmap.mmap(-1, 4096) as area:
+        session = SimpleNamespace(outputs=(), run=lambda *_: [])
+        worker = _Worker(session, None, requests, answers, area)
+        worker._cancelled = {1, 2, 9}
+        worker._run_one(5, 0, 0, 64, _Prepared(wire.Layout(0, ()), {}))
+        assert worker._cancelled == {9}
+        worker._memory.release()
+    os.close(requests)
+    os.close(answers)
 
 
 def test_once_a_model_was_slow_no_answer_waits_for_the_request_behind_it(start):
@@ -391,6 +410,41 @@ def test_more_names_than_a_packet_holds_are_refused_with_the_reason(shop):
         shop.start(model.SerializeToString())
 
 
+def test_a_node_without_descriptors_is_not_the_models_fault_and_nothing_is_leaked(shop, start, monkeypatch):
+    start(zoo.add(1))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    pipes = iter([os.pipe2(os.O_CLOEXEC), OSError(errno.EMFILE, "Too many open files")])
+
+    def pipe2(_flags):
+        found = next(pipes)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pipe2", pipe2)
+        with pytest.raises(Unavailable, match="Too many open files"):
+            shop.start(zoo.add(1))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [b"", b"\xff", wire.encode({"parity": {}}), wire.encode({"inputs": [["x", "FP8", [1]]]})],
+    ids=["empty", "garbage", "parity", "datatype"],
+)
+def test_a_first_word_that_is_nonsense_is_a_model_that_does_not_load(proof, shop, monkeypatch):
+    async def launch(descriptors, *, fork):
+        control = socket.socket(fileno=os.dup(descriptors[0]))
+        control.send(wire.READY + proof)
+        return SimpleNamespace(kill=control.close)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.launcher, "launch", launch)
+        with pytest.raises(ExecutionFailed, match="does not keep to the protocol"):
+            shop.start(zoo.add(1))
+
+
 def test_a_worker_that_is_too_slow_to_load_is_killed(shop):
     with pytest.raises(ExecutionFailed, match="expected it loaded and probed within") as caught:
         shop.start(zoo.many_nodes(), timeout_s=0.05)
@@ -420,6 +474,7 @@ def test_a_reference_worker_leaves_its_outputs_behind_and_ends(shop, start):
 
 
 def test_the_area_and_the_model_are_borrowed(shop):
+    shop.start(zoo.mlp()).close()  # the first start of all opens what the launcher keeps
     before = len(list(Path("/proc/self/fd").iterdir()))
     for model in (zoo.mlp(), zoo.garbage()):
         with contextlib.suppress(ExecutionFailed):

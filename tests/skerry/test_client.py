@@ -22,6 +22,7 @@ from skerry.errors import (
     Unavailable,
     Unsupported,
 )
+from skerry.transport import MAX_ERROR_BYTES
 
 DTYPES = {
     "BOOL": "?",
@@ -284,6 +285,21 @@ def test_a_refusal_without_json_shows_status_and_text(serve):
     client, _ = serve(reply(b"<html>bad gateway", 502))
     with pytest.raises(InternalError, match="HTTP 502: <html>bad gateway"):
         client.get("/x")
+
+
+def test_a_refusal_longer_than_anybody_reads_does_not_meet_the_next_request(serve):
+    client, _ = serve(reply(b"x" * (MAX_ERROR_BYTES + 1), 500), reply({"n": 2}))
+    with pytest.raises(ExecutionFailed, match="HTTP 500: xxx"):
+        client.get("/a")
+    assert client.get("/b") == {"n": 2}
+
+
+def test_the_server_gets_a_little_longer_than_the_request_to_say_that_it_ran_out(monkeypatch):
+    asked = {}
+    client = Client("/nowhere")
+    monkeypatch.setattr(client._transport, "ask", lambda *_, **options: asked.update(options))
+    client.infer("m", {}, timeout_s=3)
+    assert asked["timeout_s"] > 3
 
 
 def test_a_missing_socket_is_one_clear_line(tmp_path):

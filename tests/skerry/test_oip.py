@@ -571,6 +571,24 @@ def test_the_answer_has_the_keys_in_their_usual_order():
     )
 
 
+def test_more_than_json_should_carry_goes_as_binary_or_not_at_all():
+    size = oip.MAX_JSON_OUTPUT_BYTES
+    views = (TensorView("one", "UINT8", (size,), 0, size), TensorView("two", "BOOL", (2,), size, 2))
+    payload = bytes(size + 2)
+    with pytest.raises(InvalidRequest) as caught:
+        answer(form_of(), views, payload)
+    assert caught.value.message == (
+        f"outputs: expected at most {size} bytes of tensors as JSON, got {size + 2}"
+    )
+    assert "binary_data_output" in caught.value.hint
+    form = form_of(
+        outputs=[{"name": "one", "parameters": {"binary_data": True}}, {"name": "two"}],
+    )
+    header, parts = answer(form, views, payload)
+    assert [len(part) for part in parts] == [size]
+    assert b'"data":[false,false]' in header
+
+
 def test_no_id_no_parameters_no_keys():
     header, _ = answer(form_of(), VIEWS, PAYLOAD)
     assert list(json.loads(header)) == ["model_name", "model_version", "outputs"]
@@ -695,3 +713,16 @@ def handle(header, binary_bytes):
         oip.encode_response("m", "1", views, memoryview(body), form, request_id=request.id)
     except SkerryError:
         return
+
+
+def test_more_strings_than_anybody_looks_through_are_refused():
+    too_many = oip.MAX_STRINGS + 1
+    header = {
+        "name": "x",
+        "shape": [too_many],
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": 4 * too_many},
+    }
+    request = oip.decode_request(json.dumps({"inputs": [header]}).encode())
+    with pytest.raises(InvalidRequest, match=f"expected at most {oip.MAX_STRINGS} BYTES, got {too_many}"):
+        oip.locate_inputs(request, 4 * too_many)

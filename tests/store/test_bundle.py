@@ -197,6 +197,15 @@ def test_an_old_bundle_stays_a_rollback_after_local_files_were_torn(follower, fi
     refuse(follower, first, "rollback")
 
 
+def test_a_follower_that_lost_its_timestamp_keeps_its_blobs(follower, second):
+    bundle.import_bundle(follower, second)
+    (follower.metadata / "timestamp.json").unlink()
+    before = tree(follower.home)
+    follower.collect_garbage()
+    assert tree(follower.home) == before
+    assert [e.name for e in bundle.import_bundle(follower, second)] == ["faces"]
+
+
 def test_an_expired_bundle_is_refused_and_what_was_there_serves_on(follower, first, second, clock):
     bundle.import_bundle(follower, first)
     clock.advance(days=400)
@@ -453,3 +462,9 @@ def test_the_child_imports_what_is_newer_and_never_what_is_older(world, capfdbin
         listing.parse(capfdbinary.readouterr().out)
     assert verify.main([str(owner.home), str(owner.keys), "--import", str(world / "old.tar")]) == 1
     assert BlobStore(node.home / "blobs").has(owner.find("faces").digest, len(TWO))
+
+
+def test_refusal_of_a_file_whose_name_is_not_utf8_reaches_the_daemon():
+    document = listing.refusal(Untrusted("\udcff.tar: not signed"))
+    with pytest.raises(Untrusted, match="not signed"):
+        listing.parse(listing.encode(document))

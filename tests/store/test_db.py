@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -211,10 +212,13 @@ def test_only_the_last_three_damaged_files_are_kept(tmp_path):
     assert (tmp_path / names[-1]).read_bytes().startswith(b"garbage 4")
 
 
-def test_wal_and_shm_leave_with_their_database(tmp_path):
+def test_wal_and_shm_leave_with_their_database_the_wal_first(tmp_path, monkeypatch):
     for suffix in ("", "-wal", "-shm"):
         (tmp_path / f"cache.db{suffix}").write_text(suffix)
+    left, rename = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: left.append(path.name) or rename(path, target))
     target = dbfile.set_aside(tmp_path / "cache.db")
+    assert left[0] == "cache.db-wal"
     assert target == tmp_path / "cache.db.corrupt-1"
     assert listed(tmp_path) == [f"cache.db.corrupt-1{suffix}" for suffix in ("", "-shm", "-wal")]
 
@@ -344,11 +348,16 @@ def test_what_waits_is_committed_together_and_acknowledged_after(state):
     assert len(commits) - before == 2  # the one that held the writer, and all the others
 
 
-def test_write_that_fails_takes_no_other_with_it(state):
+def test_write_that_fails_takes_no_other_with_it_and_leaves_nothing(state):
     release = held(state)
     first = state.submit(insert("same"))
     second = state.submit(insert("same"))
-    third = state.submit(lambda _connection: 1 // 0)
+
+    def half_done(connection):
+        insert("half")(connection)
+        return 1 // 0
+
+    third = state.submit(half_done)
     fourth = state.submit(insert("other"))
     release.set()
     assert (first.result(30), fourth.result(30)) == ("same", "other")

@@ -114,6 +114,25 @@ def test_make_dir_leaves_a_directory_alone_and_refuses_a_file(tmp_path, file):
         durable.make_dir(file)
 
 
+def test_made_directories_are_entered_durably_each_into_its_parent(tmp_path, monkeypatch):
+    disk = DiskOs()
+    monkeypatch.setattr(durable, "os", disk)
+    durable.make_dir(tmp_path / "a" / "b")
+    assert [name for name, _ in disk.steps if name != "fchown"] == ["mkdir", "fsync"] * 2
+
+
+def test_make_dir_follows_no_link_that_another_process_was_faster_with(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+
+    def overtaken(path, _mode):
+        path.symlink_to(tmp_path / "other")
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "mkdir", overtaken)
+    with pytest.raises(StorageFailed, match="cannot make the directory"):
+        durable.make_dir(tmp_path / "d")
+
+
 def test_sweep_takes_temps_only(file):
     (file.parent / ".tmp-1-ab").write_bytes(b"torn")
     (file.parent / ".keep").write_bytes(b"")
@@ -134,6 +153,13 @@ def test_read_has_a_ceiling_and_tells_absence_from_emptiness(file):
     file.write_bytes(b"")
     assert durable.read(file, 3) == b""
     assert durable.read(file.parent / "none", 3) is None
+
+
+def test_names_tell_a_missing_directory_from_one_that_cannot_be_read(file):
+    assert durable.names(file.parent) == ["file"]
+    assert durable.names(file.parent / "none") == []
+    with pytest.raises(StorageFailed, match="file: cannot read"):
+        durable.names(file)
 
 
 def test_read_follows_no_symlink_and_waits_for_no_pipe(file):

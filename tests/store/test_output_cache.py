@@ -592,7 +592,7 @@ number = 0
 while True:
     number += 1
     cache.put(number.to_bytes(32, "little"), "sha256:a", (), number.to_bytes(2000, "little"), 1e9)
-    if number % 100 == 0:
+    if number % 100 == 0 and cache.stats().entries:
         print(number, flush=True)
         time.sleep(0.001)
 """

@@ -9,7 +9,7 @@ import sys
 import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner
-from store_world import Clock, Publisher, full_disk, refusal_of, tree
+from store_world import Clock, Publisher, full_disk, in_child, refusal_of, tree
 
 from skerry.errors import (
     Denied,
@@ -69,6 +69,23 @@ def test_an_empty_registry_is_fine(node):
     assert node.root_path() is None
     assert node.fingerprint() == ""
     assert not node.home.exists()
+
+
+def test_a_registry_out_of_reach_is_an_error_and_no_empty_one(node, model):
+    node.add(model(), "digits")
+    node.home.chmod(0)
+
+    def look():
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        for work in (node.root, node.listing, lambda: node.remove("digits")):
+            with pytest.raises(StorageFailed, match="Permission denied"):
+                work()
+
+    try:
+        assert in_child(look)
+    finally:
+        node.home.chmod(0o755)
 
 
 def test_add_makes_the_key_signs_and_stores(node, model, tmp_path):
@@ -143,7 +160,8 @@ def test_adding_the_same_again_repairs_the_blob(node, model):
 
 def test_a_version_never_changes(node, model):
     node.add(model(), "digits", 1)
-    error = refuse(node, InvalidRequest, "expected the file", lambda: node.add(model(TWO), "digits", 1))
+    digests = "expected the file sha256:[0-9a-f]{64}, got sha256:[0-9a-f]{64}\\n"
+    error = refuse(node, InvalidRequest, digests, lambda: node.add(model(TWO), "digits", 1))
     assert "next version" in error.hint
     other = Manifest(labels={"a": "b"})
     refuse(node, InvalidRequest, "expected the manifest", lambda: node.add(model(), "digits", 1, other))
@@ -303,10 +321,13 @@ def test_metadata_of_another_key_is_refused(node, model, tmp_path, clock):
 # -- keys and roots ----------------------------------------------------------------------------------------
 
 
-def test_a_key_that_others_can_read_is_refused(node, model):
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
+def test_a_key_that_others_can_read_is_refused(node, model, mode):
     node.add(model(), "digits")
-    (node.keys / "owner.pem").chmod(0o644)
-    error = refuse(node, Denied, "expected mode 0600, got 0644", lambda: node.add(model(TWO), "digits"))
+    (node.keys / "owner.pem").chmod(mode)
+    error = refuse(
+        node, Denied, f"expected mode 0600, got {mode:04o}", lambda: node.add(model(TWO), "digits")
+    )
     assert "chmod 600" in error.hint
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from skerry.errors import StorageFailed, Untrusted
+from skerry.errors import StorageFailed, Unavailable, Untrusted
 from sync import inbox as inbox_module
 from sync import watch
 from sync.inbox import REJECTED, Inbox
@@ -89,6 +89,19 @@ def test_written_moved_and_linked_bundles_are_imported_and_removed(box, tmp_path
     assert sorted(asyncio.run(main())) == expected
 
 
+def test_writers_that_close_or_move_are_not_made_to_wait(box, tmp_path):
+    async def main():
+        importer = Importer()
+        async with running(box, importer, settle_s=3600):
+            (box / "written.tar").write_bytes(b"one")
+            (tmp_path / "elsewhere").write_bytes(b"two")
+            (tmp_path / "elsewhere").rename(box / "moved.tar")
+            await importer.wait_for(2)
+        return sorted(name for name, _ in importer.taken)
+
+    assert asyncio.run(main()) == ["moved.tar", "written.tar"]
+
+
 def test_bundles_that_were_there_at_start_are_imported_once_each(box):
     (box / "b.tar").write_bytes(b"b")
     (box / "a.tar").write_bytes(b"a")
@@ -140,6 +153,39 @@ def test_refused_bundle_is_set_aside_with_its_reason_and_the_next_one_is_importe
     assert reason == "bad.tar: expected sha256:aa, got sha256:bb\nhint: export it again\n"
 
 
+def test_reason_is_written_beside_the_bundle_even_where_a_link_of_its_name_leads_away(box, tmp_path):
+    precious = tmp_path / "owner.pem"
+    precious.write_text("key")
+    (box / REJECTED).mkdir()
+    (box / REJECTED / "bad.tar.reason.txt").symlink_to(precious)
+
+    async def main():
+        importer = Importer()
+        importer.errors["bad.tar"] = Untrusted("not signed")
+        async with running(box, importer):
+            (box / "bad.tar").write_bytes(b"bad")
+            await until(lambda: names(box) == [REJECTED])
+
+    asyncio.run(main())
+    assert precious.read_text() == "key"
+    assert (box / REJECTED / "bad.tar.reason.txt").read_text() == "not signed\n"
+
+
+def test_bundle_whose_name_is_not_utf8_is_refused_and_the_next_one_is_imported(box):
+    name = os.fsdecode(b"\xff.tar")
+
+    async def main():
+        importer = Importer()
+        importer.errors[name] = Untrusted(f"{name}: not signed")
+        async with running(box, importer):
+            (box / name).write_bytes(b"bad")
+            (box / "good.tar").write_bytes(b"good")
+            await until(lambda: names(box) == [REJECTED])
+
+    asyncio.run(main())
+    assert (box / REJECTED / f"{name}.reason.txt").read_text() == "\\udcff.tar: not signed\n"
+
+
 def test_bug_in_the_import_refuses_the_bundle_and_tells_the_log(box, caplog):
     async def main():
         importer = Importer()
@@ -154,10 +200,11 @@ def test_bug_in_the_import_refuses_the_bundle_and_tells_the_log(box, caplog):
     assert "secret detail" in caplog.text
 
 
-def test_fault_of_this_node_keeps_the_bundle_and_a_touch_or_a_start_tries_again(box):
+@pytest.mark.parametrize("fault", [StorageFailed("disk full"), Unavailable("the registry is locked")])
+def test_fault_of_this_node_keeps_the_bundle_and_a_touch_or_a_start_tries_again(box, fault):
     async def main():
         importer = Importer()
-        importer.errors["a.tar"] = StorageFailed("disk full")
+        importer.errors["a.tar"] = fault
         async with running(box, importer):
             (box / "a.tar").write_bytes(b"a")
             await importer.wait_for(1)
@@ -265,6 +312,8 @@ def test_close_waits_for_the_bundle_in_hand_and_takes_no_other(box):
             assert not closing.done()
             gate.set()
             await closing
+            inbox._changed(watch.Change("b.tar", complete=True))  # it was on its way
+            await asyncio.sleep(0)
         return importer.taken
 
     assert asyncio.run(main()) == [("a.tar", b"a")]
