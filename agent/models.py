@@ -267,7 +267,8 @@ class ModelTable:
             with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
                 job = self._job(version, instance, model_fd)
                 placed = await placement.place(self._launcher, candidates, job)
-            await self._record(version, policy, placed)
+            if not self._closing:  # a load that was cut off says nothing about the model
+                await self._record(version, policy, placed)
         except BaseException:
             instance.close()
             raise
@@ -333,7 +334,7 @@ class ModelTable:
         self._end(version)
         version.step(Event.DRAINED, reason)
         log.info("model %s unloaded: %s", version.label, reason)
-        if version.name not in self._serving:
+        if version.name not in self._serving and not self._closing:
             # What replaced it went away while it drained; it could not be taken back then.
             await self._fall_back(version.name)
 

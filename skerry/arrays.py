@@ -23,8 +23,9 @@ MAX_TENSOR_BYTES = 2 * GIB  # the most that protobuf, and so an ONNX file, lets 
 
 _LENGTH = struct.Struct("<I")
 
-#: Datatype -> numpy type, little endian as on the wire.
-_DTYPES: dict[str, np.dtype[Any]] = {
+#: Datatype -> numpy type, little endian as on the wire: ONNX Runtime reads big-endian arrays as if they were not.
+#: BYTES have none.
+DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("u1"),
     "UINT16": np.dtype("<u2"),
@@ -39,7 +40,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-_DATATYPES = {dtype: name for name, dtype in _DTYPES.items() if name != "BF16"}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
 
 
 def datatype_of(name: str, array: Array) -> str:
@@ -78,9 +79,9 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
     if datatype == "BYTES":
         return np.dtype(object)
     try:
-        return _DTYPES[datatype]
+        return DTYPES[datatype]
     except KeyError:
-        known = ", ".join([*_DTYPES, "BYTES"])
+        known = ", ".join([*DTYPES, "BYTES"])
         raise InvalidRequest(f"datatype: expected one of {known}, got {datatype!r}") from None
 
 
