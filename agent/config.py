@@ -170,7 +170,7 @@ def _mapping(node: Node, source: str, what: str) -> dict[str, Node]:
     if node.value is None:  # "ipc:" with everything below it commented out
         return {}
     if not isinstance(node.value, dict):
-        raise ConfigError(f"{source}:{node.line}: {what}: expected keys and values, got {_plain(node)!r:.60}")
+        raise ConfigError(f"{source}:{node.line}: {what}: expected keys and values, got {node.plain()!r:.60}")
     return node.value
 
 
@@ -194,22 +194,14 @@ def _convert(key: Key, node: Node) -> Any:  # noqa: ANN401 - a key's value has t
     elif key.unit == "octal":
         value = int(node.text, 8)
     else:
-        value = _plain(node)
+        value = node.plain()
     return msgspec.convert(value, key.type)  # type and range
-
-
-def _plain(node: Node) -> Any:  # noqa: ANN401 - whatever the file says
-    if isinstance(node.value, dict):
-        return {key: _plain(child) for key, child in node.value.items()}
-    if isinstance(node.value, list):
-        return [_plain(child) for child in node.value]
-    return node.value
 
 
 def _written(node: Node) -> str:
     if node.value is None:
         return "null"
-    return f"{node.text or _plain(node)!s:.60}" or "''"
+    return f"{node.text or node.plain()!s:.60}" or "''"
 
 
 def _unknown(name: str, where: str) -> ConfigError:

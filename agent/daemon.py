@@ -25,17 +25,17 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from agent import clock, lock, systemd, tasks
+from agent import clock, lock, systemd, tasks, verification
 from agent import config as configuration
 from agent import paths as places
-from agent.ipc.http import Listener
+from agent.ipc.listener import Listener
 from agent.ipc.pages import Pages
 from agent.models import ModelTable
 from agent.states import State
 from providers import cores, ranking
 from providers.launcher import Launcher
 from skerry import __version__
-from skerry.errors import InternalError, SkerryError, Unavailable, Untrusted
+from skerry.errors import InternalError, SkerryError, Untrusted
 from store import listing as listings
 from store.blobs import BlobStore
 from store.cache import OutputCache
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("skerry")
 
 BACKLOG = 1024
-#: The child that checks signatures takes 0.2 s; a bundle of gigabytes on a slow disk takes minutes.
-VERIFY_TIMEOUT_S = 600.0
 #: What the systemd unit allows, too.
 MAX_DESCRIPTORS = 65536
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -212,7 +210,7 @@ class Daemon:
         """
         async with self._refreshing:
             try:
-                found = await self._verify(bundle)
+                found = await verification.verify(self._paths, bundle)
                 if found.revision < self._listing.revision:
                     # An unmounted or moved folder looks like an empty registry, and what serves is not in question.
                     raise Untrusted(
@@ -230,30 +228,6 @@ class Daemon:
             await self._models.follow(found)
             self._settled = True
             self._notifier.status(self._summary())
-
-    async def _verify(self, bundle: Path | None) -> listings.Listing:
-        arguments = [str(self._paths.registry), str(self._paths.keys)]
-        if bundle is not None:
-            arguments += ["--import", str(bundle)]
-        try:
-            child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "store.verify", *arguments),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-            )
-        except OSError as error:
-            raise Unavailable(f"registry: expected a child that verifies it, got {error}") from error
-        try:
-            output, _ = await asyncio.wait_for(child.communicate(), VERIFY_TIMEOUT_S)
-        except TimeoutError:
-            raise InternalError(
-                f"registry: expected it verified within {VERIFY_TIMEOUT_S:g} s, got no answer"
-            ) from None
-        finally:
-            if child.returncode is None:  # too late, or the daemon stops
-                child.kill()
-                await child.wait()
-        return listings.parse(output)
 
     # -- what happens while it runs
 

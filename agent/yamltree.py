@@ -40,6 +40,14 @@ class Node(NamedTuple):
     text: str
     line: int
 
+    def plain(self) -> Any:  # noqa: ANN401 - whatever the file says
+        """The value without lines: dicts, lists and scalars."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
 
 def read(path: Path) -> Node | None:
     """The tree in a file.

@@ -5,6 +5,7 @@ Leaves out: the queue and the worker (providers.instance), what the bytes mean (
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING
 
 from providers import wire
@@ -52,7 +53,7 @@ class RequestLayout:
         self._number = 0
 
 
-class Job:
+class Job(abc.ABC):
     """One request on its way through an instance. Its owner subclasses it and says what happens at the end.
 
     Attributes:
@@ -72,13 +73,13 @@ class Job:
     seq: int
     stopped: bool
 
+    @abc.abstractmethod
     def on_result(self, memory: memoryview, at: int, layout: ResultLayout, run_ns: int) -> None:
         """The outputs begin at `memory[at]`, until the block is given back. `run_ns`: time in ONNX Runtime."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def on_error(self, error: SkerryError) -> None:
         """There will be no outputs."""
-        raise NotImplementedError
 
-    def on_late(self, error: SkerryError) -> None:
+    def on_late(self, error: SkerryError) -> None:  # noqa: B027 - most have nobody to tell
         """Its time ran out behind another one's run: whoever waits can be told. The end, and the memory, come later."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -48,19 +48,11 @@ def read(path: Path) -> Manifest:
     if root is None:
         return Manifest()
     try:
-        manifest = msgspec.convert(_plain(root), Manifest)
+        manifest = msgspec.convert(root.plain(), Manifest)
     except msgspec.ValidationError as error:
         raise _explain(str(error), root, path) from None
     _check_values(manifest, root, path)
     return manifest
-
-
-def _plain(node: Node) -> Any:  # noqa: ANN401 - whatever the file says
-    if isinstance(node.value, dict):
-        return {key: _plain(child) for key, child in node.value.items()}
-    if isinstance(node.value, list):
-        return [_plain(child) for child in node.value]
-    return node.value
 
 
 def _explain(text: str, root: Node, path: Path) -> ConfigError:

@@ -2,7 +2,8 @@
 
 Does: framing, limits and timeouts of one connection; bodies of inference requests are received straight into
 the shared memory of the worker that will read them.
-Leaves out: heads (agent.ipc.head), what pages answer (agent.ipc.pages), inference (agent.infer).
+Leaves out: what connections share (agent.ipc.listener), heads (agent.ipc.head), pages (agent.ipc.pages),
+inference (agent.infer).
 
 Rules
  * One request at a time per connection: a pipelined one waits in the buffer, which keeps answers in order.
@@ -23,7 +24,7 @@ from agent import tasks
 from agent.infer import Exchange
 from agent.ipc import replies
 from agent.ipc.chunked import ChunkedBody
-from agent.ipc.head import Head, HeadParser, Page
+from agent.ipc.head import Head, Page
 from agent.ipc.peer import Peer, hung_up
 from skerry.errors import (
     InternalError,
@@ -37,8 +38,7 @@ from skerry.terms import KIB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.ipc.pages import Pages
-    from agent.settings import Ipc
+    from agent.ipc.listener import Listener
 
 log = logging.getLogger(__name__)
 
@@ -48,41 +48,6 @@ DIRECT_BYTES = 32 * KIB
 JOIN_BYTES = 64 * KIB
 #: How long a refused client may go on sending, so that it gets to read why.
 LINGER_S = 2.0
-
-
-class Listener:
-    """What the connections of one listener share.
-
-    Args:
-        limits: the `ipc` section in force; may be replaced at any time.
-        pages: answers everything.
-    """
-
-    def __init__(self, limits: Ipc, pages: Pages) -> None:
-        self.limits = limits
-        self.pages = pages
-        self.heads = HeadParser()
-        self.connections: set[Connection] = set()
-        self.loop = asyncio.get_running_loop()
-        self.draining = False
-        self.emptied = asyncio.Event()
-
-    def __call__(self) -> Connection:
-        """A protocol for a new connection; asyncio calls this."""
-        return Connection(self)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Close idle connections now, busy ones after their answer, and all of them after `timeout_s`."""
-        self.draining = True
-        for connection in list(self.connections):
-            connection.close_if_idle()
-        until = self.loop.time() + timeout_s
-        while self.connections and self.loop.time() < until:
-            self.emptied.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.emptied.wait(), until - self.loop.time())
-        for connection in list(self.connections):
-            connection.abort()
 
 
 class Connection(asyncio.BufferedProtocol):
