@@ -180,9 +180,8 @@ class Exchange(Job):
         instance = self._instance
         if instance is None or plan.tail:
             if self._block >= 0:
-                binary = memoryview(
-                    bytes(binary)
-                )  # it lies in the block, which may be emptied once it is given back
+                # It lies in the block, which may be emptied once it is given back.
+                binary = memoryview(bytes(binary))
                 self._give_block()
             instance = self._instance = version.require_instance()
             begin, size = instance.area.take(plan.total_bytes + ALIGNMENT + version.room_bytes)

@@ -174,8 +174,12 @@ class ModelTable:
         """Serve what the listing says, no less and no more. Returns when every model has settled."""
         wanted: dict[str, dict[int, Entry]] = {}
         for entry in listing.entries:
+            loaded = self._versions.get(entry.name, {}).get(entry.version)
             if entry.installed:
                 wanted.setdefault(entry.name, {})[entry.version] = entry
+            elif loaded is not None and loaded.instance is not None and loaded.digest == entry.digest:
+                # Its file was lost on the disk. What runs was verified when it was loaded, and is still signed.
+                wanted.setdefault(entry.name, {})[entry.version] = loaded.entry
         names = set(wanted) | set(self._versions)
         await asyncio.gather(*(self._settle(name, wanted.get(name, {})) for name in sorted(names)))
 

@@ -60,9 +60,8 @@ class Version:
         self.instance: Instance | None = None
         self._remember = remember
         self._leases = 0
-        self._drained: asyncio.Event | None = (
-            None  # made when somebody waits: acquire and release are on the hot path
-        )
+        # Made when somebody waits for it: acquire and release are on the hot path.
+        self._drained: asyncio.Event | None = None
 
     def step(self, event: Event, reason: str = "") -> None:
         """Move to the next state; `reason` is what an operator should read there."""

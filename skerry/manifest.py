@@ -24,7 +24,6 @@ _SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 Device = Literal["npu", "gpu", "cpu", "any"]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 def seconds(value: float | str) -> float:

@@ -84,18 +84,6 @@ def digest(head: bytes, inputs: Sequence[TensorView], body: memoryview) -> bytes
     return hasher.digest()
 
 
-def cache_key(  # noqa: PLR0913, PLR0917 - these are the parts of a key
-    model_digest: str,
-    inputs: Sequence[TensorView],
-    body: memoryview,
-    outputs: Sequence[str],
-    parameters: Mapping[str, Parameter],
-    scope: str,
-) -> bytes:
-    """The 32-byte key in one step; see `prefix` and `digest` for the arguments."""
-    return digest(prefix(model_digest, inputs, outputs, parameters, scope), in_order(inputs), body)
-
-
 def _typed(value: Parameter) -> tuple[str, str]:
     """A parameter's type and its exact text: True, 1, 1.0 and "1" are four values."""
     if isinstance(value, bool):

@@ -80,13 +80,6 @@ class StateView:
         rows = self._rows(f"{_PLACEMENT} WHERE {where} ORDER BY id DESC LIMIT 1", values)
         return self._record(rows[0]) if rows else None
 
-    def placements(self) -> list[dict[str, Any]]:
-        """The newest record of each version of each model, by name and version; see `placement`."""
-        newest = "id IN (SELECT max(id) FROM placement GROUP BY model, version)"
-        return [
-            self._record(row) for row in self._rows(f"{_PLACEMENT} WHERE {newest} ORDER BY model, version")
-        ]
-
     def quarantined(self) -> dict[tuple[str, int], Quarantine]:
         """What is quarantined, by model and version."""
         rows = self._rows(

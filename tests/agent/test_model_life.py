@@ -426,3 +426,17 @@ def test_a_registry_that_has_gone_is_no_reason_to_stop_serving(shared):
         (shared.home / "elsewhere").rename(registry)
     shared.refresh()
     assert shared.get("/skerry/v1/status")[1]["warnings"] == []
+
+
+def test_a_model_whose_file_was_lost_goes_on_serving_until_it_is_taken_out(shared):
+    shared.add(zoo.add(41), "lost")
+    shared.refresh()
+    pid = shared.table()["lost", "1"]["pid"]
+    digest = shared.table()["lost", "1"]["digest"].removeprefix("sha256:")
+    (shared.home / "registry" / "blobs" / "sha256" / digest[:2] / digest).unlink()
+    shared.refresh()
+    row = shared.table()["lost", "1"]
+    assert (row["state"], row["pid"]) == ("READY", pid)
+    shared.registry.remove("lost")
+    shared.refresh()
+    assert ("lost", "1") not in shared.table()

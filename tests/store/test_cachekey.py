@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skerry.errors import InvalidRequest
 from skerry.terms import TensorView
-from store.cachekey import cache_key, digest, in_order, prefix
+from store.cachekey import digest, in_order, prefix
 
 DIGEST = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -24,7 +24,8 @@ ONE_INPUT = (view(),)
 
 
 def key(*, model=DIGEST, inputs=ONE_INPUT, body=bytes(range(16)), outputs=(), parameters=None, scope="uid:1"):
-    return cache_key(model, inputs, memoryview(body), outputs, parameters or {}, scope)
+    head = prefix(model, inputs, outputs, parameters or {}, scope)
+    return digest(head, in_order(inputs), memoryview(body))
 
 
 def test_key_is_32_bytes_and_stable():

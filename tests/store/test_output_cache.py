@@ -14,7 +14,7 @@ from skerry.errors import StorageFailed
 from skerry.terms import KIB, MIB, TensorView
 from store import migrate
 from store.cache import MAX_TOUCHED, OutputCache
-from store.cachekey import cache_key
+from store.cachekey import digest, prefix
 
 MODEL, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 HOUR = 3600.0
@@ -123,7 +123,7 @@ def test_first_start_makes_the_file(tmp_path, clock):
 
 def test_two_models_with_equal_inputs_keep_their_own_answers(cache):
     inputs, body = (TensorView("x", "FP32", (1, 4), 0, 16),), memoryview(bytes(16))
-    keys = [cache_key(model, inputs, body, (), {}, "uid:1") for model in (MODEL, OTHER)]
+    keys = [digest(prefix(model, inputs, (), {}, "uid:1"), inputs, body) for model in (MODEL, OTHER)]
     for number, (key, model) in enumerate(zip(keys, (MODEL, OTHER), strict=True)):
         cache.put(key, model, layout_of(40), payload_of(number), HOUR)
     settle(cache)
