@@ -9,12 +9,12 @@ A manifest travels as the custom part of a TUF target, so every field is plain J
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from skerry.errors import ConfigError
-from skerry.terms import GIB, MAX_VERSION, MIB
+from skerry.terms import GIB, MAX_VERSION, MIB, check_model_name
 
 #: ONNX Runtime cannot build the smallest session in less address space.
 LEAST_MEMORY_BYTES = 64 * MIB
@@ -23,7 +23,33 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "ms": 0.001}
 _SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
+_SERVED = re.compile(r"all|latest(?::([1-9][0-9]{0,3}))?|[1-9][0-9]{0,17}(?:,[1-9][0-9]{0,17})*")
+
 Device = Literal["npu", "gpu", "cpu", "any"]
+
+
+class Served(NamedTuple):
+    """Which versions of a model are served at once: the `latest` so many, or else just `numbers`."""
+
+    latest: int = 1
+    numbers: frozenset[int] = frozenset()
+
+
+#: What `latest` says for "all".
+EVERY = 1 << 30
+
+
+def served(text: str) -> Served:
+    """'latest', 'latest:2', 'all' or '1,3' -> Served."""
+    choice = text.replace(" ", "")
+    match = _SERVED.fullmatch(choice)
+    if match is None:
+        raise ConfigError(f"expected latest, latest:N, all, or versions such as '1,3', got {text!r}")
+    if choice == "all":
+        return Served(EVERY)
+    if choice.startswith("latest"):
+        return Served(int(match[1] or 1))
+    return Served(0, frozenset(map(int, choice.split(","))))
 
 
 def seconds(value: float | str) -> float:
@@ -57,10 +83,15 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a worker may use for this model, beyond what an idle worker uses."""
+    """What this model may use.
+
+    `memory` is a worker's address space beyond that of an idle one. `rate` is requests per second of one user;
+    0 sets no limit.
+    """
 
     memory: int | str = "2GiB"
     timeout: float | str = "30s"
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -77,6 +108,17 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         if value <= 0:
             raise ConfigError(f"expected more than 0 seconds, got {self.timeout!r}")
         return value
+
+
+class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Whether requests that wait may become one run.
+
+    `max_batch_size` counts rows along the first dimension; 0 is as many as proved to pay, 1 is never. Nothing waits
+    for company unless `max_queue_delay_us` says how long.
+    """
+
+    max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    max_queue_delay_us: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
 
 
 class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -105,15 +147,36 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     name: str = ""
     version: Annotated[int, msgspec.Meta(ge=0, le=MAX_VERSION)] = 0
     variants: tuple[Variant, ...] = ()
+    batching: Batching = Batching()
     cache: Cache = Cache()
     limits: Limits = Limits()
     policy: str = ""  # a placement policy for this model; empty: the node's
-    threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: the node's
+    threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # of one run; 0: the node's
+    instances: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # runs at the same time; 0: as many as pay
     warmup: tuple[Sample, ...] = ()
     golden: tuple[Sample, ...] = ()
+    fallback: str = ""  # a model with the same inputs that answers when this one cannot
+    keep_alive: float | str = ""  # unloaded when unused for so long; 0: never; empty: the node's
+    pin: bool = False  # never unloaded to make room for others
+    versions: str = "latest"  # which are served at once: latest, latest:N, all, or numbers: 1,3
+    group: str = ""  # models of one group share a worker process: less memory, less isolation
+    classes: dict[str, tuple[str, ...]] = {}  # output -> a label per class, for the classification extension
     labels: dict[str, str] = {}
     licence: str = ""
 
+    @property
+    def keep_alive_s(self) -> float | None:
+        """Seconds without a request after which it is unloaded; 0: never; None: as the node has it."""
+        return None if self.keep_alive == "" else seconds(self.keep_alive)
+
+    @property
+    def served(self) -> Served:
+        """Which versions are served at once."""
+        return served(self.versions)
+
     def check(self) -> None:
-        """Raise ConfigError if a duration or a size in it is none, or is out of range."""
-        _ = self.cache.ttl_s, self.limits.memory_bytes, self.limits.timeout_s
+        """Raise ConfigError if a duration, a size, a name or a choice in it is none, or is out of range."""
+        _ = self.cache.ttl_s, self.limits.memory_bytes, self.limits.timeout_s, self.keep_alive_s, self.served
+        for name in (self.fallback, self.group):
+            if name:
+                check_model_name(name)

@@ -15,7 +15,8 @@ import msgspec
 
 from agent import yamltree
 from skerry.errors import ConfigError, SkerryError
-from skerry.manifest import Cache, Limits, Manifest, Sample, Variant
+from skerry.manifest import Batching, Cache, Limits, Manifest, Sample, Variant
+from skerry.terms import check_model_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 #: Key of a nested block -> its shape, to name the nearest key.
 _BLOCKS: dict[str, type[msgspec.Struct]] = {
     "": Manifest,
+    "batching": Batching,
     "cache": Cache,
     "limits": Limits,
     "variants": Variant,
@@ -91,6 +93,10 @@ def _check_values(manifest: Manifest, root: Node, path: Path) -> None:
         "cache.ttl": lambda: manifest.cache.ttl_s,
         "limits.memory": lambda: manifest.limits.memory_bytes,
         "limits.timeout": lambda: manifest.limits.timeout_s,
+        "keep_alive": lambda: manifest.keep_alive_s,
+        "versions": lambda: manifest.served,
+        "fallback": lambda: check_model_name(manifest.fallback) if manifest.fallback else None,
+        "group": lambda: check_model_name(manifest.group) if manifest.group else None,
         "policy": lambda: check_policy(manifest.policy) if manifest.policy else None,
     }
     for key, check in checks.items():
