@@ -1,12 +1,14 @@
-"""`skerry model add`: from a file to a signed version that is served.
+"""`skerry model add`: from a file, or a directory of a Triton repository, to a signed version that is served.
 
 Does: seal a private copy, scan it, load it once in a child with limits, sign and commit exactly those
 bytes, tell the daemon and wait for its verdict.
-Leaves out: each of these steps itself (store.blobs, providers.modelfile, providers.inspect, store.registry).
+Leaves out: each of these steps itself (store.blobs, providers.modelfile, providers.inspect, store.registry),
+what a directory says (agent.triton).
 
 Rules
  * Every step looks at the sealed copy: the file may change under our hands, what is signed does not.
  * Nothing is signed that did not load.
+ * Of several versions, those before one that fails are signed; the command can be repeated.
  * The daemon decides what it serves. A version that it refuses stays in the registry, and the command
    says why.
 """
@@ -25,6 +27,7 @@ import msgspec
 
 from agent import paths
 from agent.cli import manifestfile, render
+from agent.triton import repository
 from providers.inspect import Signature, inspect_model
 from providers.modelfile import scan
 from skerry.errors import DeadlineExceeded, InvalidRequest, NotRunning, Unavailable
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.cli.session import Session
+    from agent.triton.repository import TritonModel
     from providers.modelfile import ModelSummary
     from skerry.client import Client
     from skerry.terms import TensorSpec
@@ -70,8 +74,20 @@ class Request:
     file: Path
     name: str | None
     version: int | None
+    all_versions: bool
     manifest: Path | None
     wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One file that shall become a version; `version` None is the next free one."""
+
+    file: Path
+    name: str
+    version: int | None
+    manifest: Manifest
+    origin: TritonModel | None = None
 
 
 def add(session: Session, request: Request) -> None:
@@ -83,36 +99,64 @@ def add(session: Session, request: Request) -> None:
         Untrusted: the registry on disk does not verify, or this version exists with other bytes.
         Unavailable: it is signed, and the daemon does not serve it; the message has the reason.
     """
-    manifest = _manifest(request)
-    sealed = seal_file(request.file)
-    try:
-        _say(session, "sealed", f"{render.short_digest(sealed.digest)}…, {render.size(sealed.size_bytes)}")
-        signature = _examine(session, sealed, manifest)
-        entry = _sign(session, sealed, request, manifest)
-    finally:
-        os.close(sealed.fd)
-    served = _announce(session, entry, wait=request.wait)
-    if served:
+    for candidate in _candidates(session, request):
+        entry, signature = _admit(session, candidate)
+    if _announce(session, entry, wait=request.wait):
         _say(session, "try it", _example(session, entry.name, signature))
 
 
-def _manifest(request: Request) -> Manifest:
-    """The manifest with its name; that option and file agree is the registry's to check."""
+def _candidates(session: Session, request: Request) -> list[_Candidate]:
+    """What to admit, the newest last; at least one. That name and manifest agree is the registry's to check."""
+    if request.file.is_dir():
+        return _versions(session, request, repository.read(request.file))
+    if request.all_versions:
+        raise InvalidRequest(f"--all-versions: expected a directory, got the file {request.file}")
     written = manifestfile.read(request.manifest) if request.manifest else Manifest()
     name = request.name or written.name
     if not name:
         raise InvalidRequest("model add: expected a name, got none", "give --name, or name: in the manifest")
-    return written if written.name else msgspec.structs.replace(written, name=check_model_name(name))
+    return [_Candidate(request.file, check_model_name(name), request.version, written)]
 
 
-def _examine(session: Session, sealed: Sealed, manifest: Manifest) -> Signature:
+def _versions(session: Session, request: Request, model: TritonModel) -> list[_Candidate]:
+    manifest = manifestfile.read(request.manifest, model.manifest) if request.manifest else model.manifest
+    name = check_model_name(request.name or manifest.name or model.check_name())
+    if request.all_versions and request.version is not None:
+        raise InvalidRequest("model add: expected --version or --all-versions, got both")
+    numbers = list(model.versions) if request.all_versions else [request.version or max(model.versions)]
+    candidates = [_Candidate(model.file(number), name, number, manifest, model) for number in numbers]
+    if model.outcomes:
+        rows = [[outcome.key, outcome.value, outcome.became] for outcome in model.outcomes]
+        session.remarks.print(render.table(["KEY", "CONFIG.PBTXT", "BECOMES"], rows))
+    else:
+        _say(
+            session,
+            "no config",
+            f"{model.directory} has no {repository.CONFIG}: defaults, and what the file says",
+        )
+    return candidates
+
+
+def _admit(session: Session, candidate: _Candidate) -> tuple[Entry, Signature]:
+    sealed = seal_file(candidate.file)
+    try:
+        _say(session, "sealed", f"{render.short_digest(sealed.digest)}…, {render.size(sealed.size_bytes)}")
+        signature = _examine(session, sealed, candidate)
+        return _sign(session, sealed, candidate), signature
+    finally:
+        os.close(sealed.fd)
+
+
+def _examine(session: Session, sealed: Sealed, candidate: _Candidate) -> Signature:
     with session.remarks.status("reading the model"):
         summary = _scan(sealed)
     _say(session, "checked", f"{summary.nodes} nodes, nothing outside the file")
-    memory_bytes = manifest.limits.memory_bytes
+    memory_bytes = candidate.manifest.limits.memory_bytes
     with session.remarks.status("loading it in a child process"):
         signature = inspect_model(sealed.fd, memory_bytes=memory_bytes, timeout_s=INSPECT_S)
     _say(session, "loaded", f"{_specs(signature.inputs)} -> {_specs(signature.outputs)}")
+    if candidate.origin is not None:
+        candidate.origin.check_file(*signature, summary.unranked)
     return signature
 
 
@@ -127,11 +171,11 @@ def _specs(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)
 
 
-def _sign(session: Session, sealed: Sealed, request: Request, manifest: Manifest) -> Entry:
+def _sign(session: Session, sealed: Sealed, candidate: _Candidate) -> Entry:
     paths.prepare(session.paths)
     registry = Registry(session.paths.registry, session.paths.keys)
     with session.remarks.status("signing"):
-        entry = registry.add(sealed.fd, request.name or manifest.name, request.version, manifest)
+        entry = registry.add(sealed.fd, candidate.name, candidate.version, candidate.manifest)
     _say(session, "signed", f"{entry.name}/{entry.version}, {entry.digest}")
     return entry
 

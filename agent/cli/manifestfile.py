@@ -38,8 +38,8 @@ _UNKNOWN_FIELD = re.compile(r"unknown field `(.+?)`")
 _PLACE = re.compile(r" - at `(?:key in )?\$(.*)`$")
 
 
-def read(path: Path) -> Manifest:
-    """The manifest in `path`.
+def read(path: Path, base: Manifest | None = None) -> Manifest:
+    """The manifest in `path`; what it does not say is as in `base`.
 
     Raises:
         ConfigError: unreadable, not YAML, an unknown key, a wrong type or a value that no node accepts.
@@ -48,9 +48,12 @@ def read(path: Path) -> Manifest:
         raise ConfigError(f"{path}: expected a manifest, got no such file")
     root = yamltree.read(path)
     if root is None:
-        return Manifest()
+        return base or Manifest()
+    written = root.plain()
+    if base is not None and isinstance(written, dict):
+        written = msgspec.to_builtins(base) | written
     try:
-        manifest = msgspec.convert(root.plain(), Manifest)
+        manifest = msgspec.convert(written, Manifest)
     except msgspec.ValidationError as error:
         raise _explain(str(error), root, path) from None
     _check_values(manifest, root, path)

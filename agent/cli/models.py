@@ -35,13 +35,26 @@ Version = Annotated[
 def add(  # noqa: PLR0913 - one parameter per option
     context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="The ONNX file.", show_default=False)
+        Path,
+        typer.Argument(
+            exists=True,
+            help="The ONNX file, or a model's directory in a Triton repository.",
+            show_default=False,
+        ),
     ],
     *,
     name: Annotated[str | None, typer.Option(help="The name it is served by.", show_default=False)] = None,
     version: Annotated[
-        int | None, typer.Option(min=1, help="The next free one if not given.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="The next free one if not given; of a directory, the highest it has.",
+            show_default=False,
+        ),
     ] = None,
+    all_versions: Annotated[
+        bool, typer.Option("--all-versions", help="Every version of a directory.")
+    ] = False,
     manifest: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Manifest in YAML.", show_default=False)
     ] = None,
@@ -50,7 +63,7 @@ def add(  # noqa: PLR0913 - one parameter per option
     """Check a model, sign it with this node's key, and serve it."""
     from agent.cli import admit  # noqa: PLC0415 - brings TUF
 
-    admit.add(session_of(context), admit.Request(file, name, version, manifest, wait))
+    admit.add(session_of(context), admit.Request(file, name, version, all_versions, manifest, wait))
 
 
 @app.command("list")
