@@ -456,7 +456,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None and not self._answering and not self._lingering:
             if not self._eof:
                 self._transport.resume_reading()
-            self._advance()
+            # The loop of _advance may have gone on by itself, and be in the middle of a body.
+            if self._body is None and not self._skip:
+                self._advance()
 
     def _close(self) -> None:
         """Close once the client has everything, or when it does not take it in time."""

@@ -705,6 +705,23 @@ def test_answers_of_any_size_come_whole_and_the_small_one_after_them_too(talk):
         assert response.body[len(response.body) - size :] == bytes(size)
 
 
+@pytest.mark.parametrize("last", ["plus", "nobody"])
+def test_a_large_body_behind_a_large_one_and_a_page_is_read_once(talk, last):
+    data = os.urandom(200_000)
+    large = infer(
+        "same", [Tensor("input", "UINT8", [1, len(data)], data)], parameters={"binary_data_output": True}
+    )
+    values = list(range(50_000))
+    talk.send(large + GET_LIVE + infer(last, [floats(*values)]) + plus(1))
+    assert bytes(answers(talk.response())) == data
+    assert talk.response().json == {"live": True}
+    if last == "plus":
+        assert answers(talk.response()) == [value + 1.0 for value in values]
+    else:
+        refused(talk.response(), 404)
+    assert answers(talk.response()) == [2.0]
+
+
 def test_large_answers_are_pipelined_in_order(talk):
     sizes = [1 << 20, 10, 3 << 20, 0, 70_000]
     talk.send(b"".join(ask_for(size) for size in sizes))
