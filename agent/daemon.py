@@ -132,7 +132,7 @@ class Daemon:
             discovery=self._discovery,
         )
         stack.push_async_callback(self._models.close)
-        self._pages = Pages(self, self._models, self._cache, trail)
+        self._pages = Pages(self, self._models, cache=self._cache, trail=trail)
         await self._listen(stack)
         stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)
         await self._watch(stack)

@@ -107,6 +107,7 @@ class ModelTable:
         self._locks: dict[str, asyncio.Lock] = {}
         self._loading = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._leaving: set[asyncio.Task[None]] = set()
+        self._set_aside: set[str] = set()  # unloaded because somebody asked for that
         self._closing = False
 
     # -- looking
@@ -191,8 +192,11 @@ class ModelTable:
             gone = [version for number, version in versions.items() if version.entry != wanted.get(number)]
             for version in gone:
                 del versions[version.number]
-            for number in wanted.keys() - versions.keys():
+            fresh = wanted.keys() - versions.keys()
+            for number in fresh:
                 versions[number] = Version(wanted[number], self._remember)
+            if fresh:
+                self._set_aside.discard(name)
             await self._bring_up(name)
             for version in gone:
                 if self._serving.get(name) is version:
@@ -205,6 +209,8 @@ class ModelTable:
 
     async def _bring_up(self, name: str) -> None:
         """Serve the newest version that can be: newest first until one is ready."""
+        if name in self._set_aside:
+            return
         quarantined = self._trail.quarantined()
         for number in sorted(self._versions[name], reverse=True):
             version = self._versions[name][number]
@@ -325,10 +331,11 @@ class ModelTable:
 
     # -- leaving
 
-    def _retire(self, version: Version, reason: str = "removed") -> None:
+    def _retire(self, version: Version, reason: str = "removed") -> asyncio.Task[None]:
         task = tasks.spawn(self._unload(version, reason), f"unload {version.label}")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+        return task
 
     async def _unload(self, version: Version, reason: str) -> None:
         if version.state in {State.UNAVAILABLE, State.UNLOADING}:
@@ -453,6 +460,35 @@ class ModelTable:
         async with self._locks.setdefault(name, asyncio.Lock()):
             if name in self._versions and not self._closing:
                 await self._bring_up(name)
+
+    async def load(self, name: str) -> None:
+        """Serve a model again that was unloaded; one that is served stays as it is.
+
+        Raises:
+            NotFound: no such model.
+            Unavailable: none of its versions could be loaded.
+        """
+        self.get(name, None)
+        self._set_aside.discard(name)
+        await self._fall_back(name)
+        if name not in self._serving:
+            raise self.get(name, None).unavailable()
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of memory until `load`, until it gets another version, or until the daemon starts again.
+
+        Returns when its requests are answered and its memory is free.
+
+        Raises:
+            NotFound: no such model.
+        """
+        self.get(name, None)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            self._set_aside.add(name)
+            self._serving.pop(name, None)
+            reason = f"unloaded; load it with POST /v2/repository/models/{name}/load"
+            leaving = [self._retire(version, reason) for version in self._versions.get(name, {}).values()]
+        await asyncio.gather(*leaving)
 
     async def clear(self, name: str) -> None:
         """Lift the quarantine of a model's versions and try them again.

@@ -37,6 +37,7 @@ class ChunkedBody:
             raise InvalidRequest(f"chunked body: expected chunks, got: {error}") from None
         if len(self.body) > self._limit_bytes:
             raise TooLarge(
-                f"request body: expected at most {self._limit_bytes} bytes, got more", "raise ipc.max_body"
+                f"request body: expected at most {self._limit_bytes} bytes, got more",
+                "send less at once; ipc.max_body is the ceiling of inferences",
             )
         return len(data)

@@ -1,7 +1,7 @@
 """The head of an HTTP request -> which page, how long a body, what to do with the connection.
 
-Does: parse with httptools (llhttp, node's parser), route, check what a head may say.
-Leaves out: bodies and sockets (agent.ipc.http), what pages answer (agent.ipc.pages).
+Does: parse with httptools (llhttp, node's parser), check what a head may say, choose the answer's encoding.
+Leaves out: which page a path is (agent.ipc.routes), bodies and sockets (agent.ipc.http).
 
 Clients on keep-alive connections send the same head again and again, so parsed heads are remembered by
 their bytes; a head that was seen costs one dictionary look-up.
@@ -9,73 +9,28 @@ their bytes; a head that was seen costs one dictionary look-up.
 
 from __future__ import annotations
 
-import enum
-import re
-from typing import NamedTuple
-from urllib.parse import parse_qs, unquote
+from typing import Any, NamedTuple
 
 import httptools
 
-from skerry.errors import InvalidRequest, NotFound, SkerryError, TooLarge, Unsupported
-from skerry.terms import KIB, check_model_name, parse_version
+from agent.ipc import routes
+from agent.ipc.encodings import Encoding, accepted, named
+from agent.ipc.routes import Page
+from skerry.errors import InvalidRequest, SkerryError, TooLarge, Unsupported
+from skerry.terms import KIB, MIB
 
 #: Heads remembered, and the longest one worth remembering: at most 1 MiB in all, and in practice some KiB.
 MAX_HEADS = 1024
 MAX_REMEMBERED_BYTES = KIB
-
-
-class Page(enum.Enum):
-    """What can be asked for."""
-
-    LIVE = enum.auto()
-    READY = enum.auto()
-    SERVER = enum.auto()
-    MODELS = enum.auto()
-    MODEL = enum.auto()
-    MODEL_READY = enum.auto()
-    MODEL_CONFIG = enum.auto()
-    INFER = enum.auto()
-    METRICS = enum.auto()
-    STATUS = enum.auto()
-    TABLE = enum.auto()
-    PLACEMENT = enum.auto()
-    PROVIDERS = enum.auto()
-    REFRESH = enum.auto()
-    CLEAR = enum.auto()
-
-
-_MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
-_ROUTES: list[tuple[re.Pattern[str], dict[str, Page]]] = [
-    (re.compile(pattern), methods)
-    for pattern, methods in (
-        (_MODEL + "/infer", {"POST": Page.INFER}),
-        (_MODEL, {"GET": Page.MODEL}),
-        (_MODEL + "/ready", {"GET": Page.MODEL_READY}),
-        (_MODEL + "/config", {"GET": Page.MODEL_CONFIG}),
-        ("/v2/?", {"GET": Page.SERVER}),
-        ("/v2/health/live", {"GET": Page.LIVE}),
-        ("/v2/health/ready", {"GET": Page.READY}),
-        ("/v2/models", {"GET": Page.MODELS}),
-        ("/metrics", {"GET": Page.METRICS}),
-        ("/skerry/v1/status", {"GET": Page.STATUS}),
-        ("/skerry/v1/models", {"GET": Page.TABLE}),
-        ("/skerry/v1/models/(?P<model>[^/]+)/placement", {"GET": Page.PLACEMENT}),
-        ("/skerry/v1/models/(?P<model>[^/]+)/clear", {"POST": Page.CLEAR}),
-        ("/skerry/v1/providers", {"GET": Page.PROVIDERS}),
-        ("/skerry/v1/registry/refresh", {"POST": Page.REFRESH}),
-    )
-]
-
-
-class MethodNotAllowed(InvalidRequest):
-    """The page exists, for another verb."""
+#: Body of any page but an inference: settings and names, which a person could have typed.
+MAX_PAGE_BODY_BYTES = MIB
 
 
 class Head(NamedTuple):
     """A parsed head. `error` is what the request will be answered with once its body is out of the way.
 
-    `json_bytes` is Inference-Header-Content-Length, or -1 if there is none. `body_bytes` is -1 for a chunked
-    body, whose length only its end tells.
+    `json_bytes` is Inference-Header-Content-Length, or -1 if there is none; of an encoded body it counts what
+    comes out. `body_bytes` is -1 for a chunked body, whose length only its end tells.
     """
 
     page: Page | None
@@ -89,6 +44,15 @@ class Head(NamedTuple):
     error: SkerryError | None = None
     #: Whether the bytes behind this head can still be told apart; if not, the connection ends.
     framed: bool = True
+    #: Of the request's body, and the one that the client would like the answer's to have.
+    encoding: Encoding | None = None
+    wanted: Encoding | None = None
+    #: An inference with a body as it is. All others, `error` included, take the longer way.
+    ordinary: bool = False
+
+    def refused(self, error: SkerryError) -> Head:
+        """The same head, to be answered with this error."""
+        return self._replace(error=error, ordinary=False)
 
 
 class HeadParser:
@@ -111,7 +75,7 @@ class HeadParser:
                 f"request body: expected at most {max_body_bytes} bytes, got {head.body_bytes}",
                 "raise ipc.max_body, or send less at once",
             )
-            return head._replace(error=error, framed=False)
+            return head.refused(error)._replace(framed=False)
         return head
 
 
@@ -155,7 +119,7 @@ def _parse(raw: bytes) -> Head:
     method = parser.get_method().decode()
     chunked = b"chunked" in headers.get(b"transfer-encoding", b"").lower()
     body_bytes = -1 if chunked else int(headers.get(b"content-length", b"0"))
-    frame = {
+    frame: dict[str, Any] = {
         "body_bytes": body_bytes,
         # A chunked body ends where its parser says; what the parser has eaten beyond is not given back.
         "keep_alive": fields.keep_alive and not chunked,
@@ -163,15 +127,30 @@ def _parse(raw: bytes) -> Head:
         "head_only": method == "HEAD",
     }
     try:
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Unsupported(
-                f"request body: expected no Content-Encoding, got {headers[b'content-encoding'].decode('latin-1')}",
-            )
-        json_bytes = _json_bytes(headers, body_bytes)
-        page, model, version = _route(method, fields.url)
+        encoding = named(headers.get(b"content-encoding", b""))
+        json_bytes = _json_bytes(headers, body_bytes if encoding is None else -1)
+        page, model, version = routes.find(method, fields.url)
+        if page is not Page.INFER:
+            _check_page_body(body_bytes)
     except SkerryError as error:
-        return Head(None, error=error, **frame)  # type: ignore[arg-type] # each value has its field's type
-    return Head(page, model, version, json_bytes=json_bytes, **frame)  # type: ignore[arg-type] # likewise
+        return Head(None, error=error, **frame)
+    return Head(
+        page,
+        model,
+        version,
+        json_bytes=json_bytes,
+        encoding=encoding,
+        wanted=accepted(headers.get(b"accept-encoding", b"")),
+        ordinary=page is Page.INFER and encoding is None,
+        **frame,
+    )
+
+
+def _check_page_body(body_bytes: int) -> None:
+    if body_bytes > MAX_PAGE_BODY_BYTES:
+        raise TooLarge(
+            f"request body: expected at most {MAX_PAGE_BODY_BYTES} bytes for this page, got {body_bytes}"
+        )
 
 
 def _json_bytes(headers: dict[bytes, bytes], body_bytes: int) -> int:
@@ -179,33 +158,9 @@ def _json_bytes(headers: dict[bytes, bytes], body_bytes: int) -> int:
     if value is None:
         return -1
     if not value.isdigit() or len(value) > 18 or (body_bytes >= 0 and int(value) > body_bytes):
+        most = f", at most the body's {body_bytes} bytes" if body_bytes >= 0 else ""
         raise InvalidRequest(
-            "header Inference-Header-Content-Length: expected the length of the JSON, at most the body's"
-            f" {body_bytes} bytes, got {value.decode('latin-1')!r}",
+            f"header Inference-Header-Content-Length: expected the length of the JSON{most},"
+            f" got {value.decode('latin-1')!r}",
         )
     return int(value)
-
-
-def _route(method: str, url: bytes) -> tuple[Page, str, int | None]:
-    try:
-        parsed = httptools.parse_url(url)
-        path = unquote((parsed.path or b"/").decode("ascii"), errors="strict")
-        query = parse_qs((parsed.query or b"").decode("ascii"))
-    except (httptools.HttpParserError, UnicodeDecodeError, ValueError):
-        raise InvalidRequest(f"request target: expected a path, got {url[:200]!r}") from None
-    for pattern, methods in _ROUTES:
-        match = pattern.fullmatch(path)
-        if match is None:
-            continue
-        page = methods.get("GET" if method == "HEAD" else method)
-        if page is None:
-            raise MethodNotAllowed(f"{method} {path}: expected {' or '.join(methods)}, got {method}")
-        found = match.groupdict()
-        version = found.get("version") or query.get("version", [None])[0]
-        model = found.get("model")
-        return (
-            page,
-            check_model_name(model) if model is not None else "",
-            parse_version(version) if version is not None else None,
-        )
-    raise NotFound(f"{method} {path[:200]}: no such page")

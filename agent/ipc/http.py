@@ -1,9 +1,9 @@
-"""HTTP/1.1 on the local socket: bytes in, requests to the pages, answers out.
+"""HTTP/1.1 on the local socket: bytes in, inferences run, answers out.
 
 Does: framing, limits and timeouts of one connection; bodies of inference requests are received straight into
 the shared memory of the worker that will read them.
-Leaves out: what connections share (agent.ipc.listener), heads (agent.ipc.head), pages (agent.ipc.pages),
-inference (agent.infer).
+Leaves out: what connections share (agent.ipc.listener), heads (agent.ipc.head), pages and compressed bodies
+(agent.ipc.detour), inference (agent.infer).
 
 Rules
  * One request at a time per connection: a pipelined one waits in the buffer, which keeps answers in order.
@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from typing import TYPE_CHECKING, cast
 
-from agent import tasks
 from agent.infer import Exchange
-from agent.ipc import replies
+from agent.ipc import detour, replies
 from agent.ipc.chunked import ChunkedBody
-from agent.ipc.head import Head, Page
+from agent.ipc.encodings import MIN_COMPRESSED_BYTES
+from agent.ipc.head import Head
 from agent.ipc.peer import Peer, hung_up
 from skerry.errors import (
     InternalError,
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.ipc.listener import Listener
-
-log = logging.getLogger(__name__)
 
 #: Bodies from this size on are received into shared memory; smaller ones are copied there, which is quicker.
 DIRECT_BYTES = 32 * KIB
@@ -71,7 +68,6 @@ class Connection(asyncio.BufferedProtocol):
         "_lingering",
         "_listener",
         "_paused",
-        "_peer",
         "_scanned",
         "_skip",
         "_start",
@@ -79,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         "_transport",
         "_view",
         "_why",
+        "peer",
     )
 
     def __init__(self, listener: Listener) -> None:
@@ -112,7 +109,7 @@ class Connection(asyncio.BufferedProtocol):
         """A client has come."""
         self._transport = cast("asyncio.Transport", transport)
         listener = self._listener
-        self._peer = Peer(transport.get_extra_info("socket"))
+        self.peer = Peer(transport.get_extra_info("socket"))
         # pause_writing then comes as soon as the kernel did not take everything, resume_writing when it has.
         self._transport.set_write_buffer_limits(high=0, low=0)
         listener.connections.add(self)
@@ -276,7 +273,7 @@ class Connection(asyncio.BufferedProtocol):
             return None
         self._head = head
         if head.body_bytes < 0:
-            self._chunks = ChunkedBody(limits.max_body_bytes)
+            self._chunks = ChunkedBody(detour.most_body_bytes(head, limits.max_body_bytes))
         if head.expects_continue and self._start == self._end and head.error is None and self._transport:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return head
@@ -289,13 +286,12 @@ class Connection(asyncio.BufferedProtocol):
             if self._start and head.body_bytes > len(self._buffer) - self._start:
                 self._make_room()
             return
-        if head.page is Page.INFER and head.error is None:
+        if head.error is None:
             try:
-                self._exchange = self._open_exchange(head)
-                self._body = self._exchange.receive_into(head.body_bytes, max(0, head.json_bytes))
+                self._body = self._place_for_body(head)
             except SkerryError as error:
                 self._abandon()
-                self._head = head._replace(error=error)
+                self._head = head.refused(error)
         if self._body is not None:
             self._body[:have] = self._view[self._start : self._end]
             self._body_at = have
@@ -303,6 +299,12 @@ class Connection(asyncio.BufferedProtocol):
             # Nobody wants it, but the client still gets an answer, and the connection its next request.
             self._skip = head.body_bytes - have
         self._start = self._end = self._scanned = 0
+
+    def _place_for_body(self, head: Head) -> memoryview:
+        if not head.ordinary:  # it is read, or inflated, here
+            return memoryview(bytearray(head.body_bytes))
+        self._exchange = self._open_exchange(head)
+        return self._exchange.receive_into(head.body_bytes, max(0, head.json_bytes))
 
     def _read_chunks(self, chunks: ChunkedBody) -> bool:
         try:
@@ -324,7 +326,8 @@ class Connection(asyncio.BufferedProtocol):
     # -- answering
 
     def _open_exchange(self, head: Head) -> Exchange:
-        version = self._listener.pages.models.find(head.model, head.version)
+        pages = self._listener.pages
+        version = pages.models.find(head.model, head.version)
         return Exchange(version, self._listener.loop, self)
 
     def _dispatch(self, body: memoryview) -> None:
@@ -335,12 +338,16 @@ class Connection(asyncio.BufferedProtocol):
         self._answering = True
         self._why = ""
         self._deadline = 0.0
-        if head.error is not None:
-            self.refuse(head.error)
-            return
-        if head.page is not Page.INFER:
-            self._answer_page(head)
-            return
+        if head.ordinary:
+            self.infer(head, body)
+        else:
+            listener = self._listener
+            # What comes next goes into the buffer, and the answer may take until then.
+            kept = bytes(body) if body.obj is self._buffer else body
+            detour.take(self, head, kept, listener.pages, listener.limits.max_body_bytes)
+
+    def infer(self, head: Head, body: memoryview) -> None:
+        """Run an inference whose body is complete and not encoded."""
         if not body and head.json_bytes < 0:  # else it would be taken for a raw tensor without elements
             self.refuse(InvalidRequest("inference request: expected JSON, got an empty body"))
             return
@@ -352,46 +359,18 @@ class Connection(asyncio.BufferedProtocol):
                 self.refuse(error)
                 return
         json_bytes = len(body) if head.json_bytes < 0 else head.json_bytes
-        exchange.start(body, json_bytes, self._peer.scope, self._listener.pages.cache)
-
-    def _answer_page(self, head: Head) -> None:
-        try:
-            page = self._listener.pages.answer(head, self._peer)
-        except SkerryError as error:
-            self.refuse(error)
-            return
-        except Exception as error:  # a bug of ours must cost an answer, not the connection
-            log.exception("page %s failed", head.page)
-            self.refuse(InternalError(f"page {head.page}: {type(error).__name__}"))
-            return
-        if isinstance(page, tuple):
-            self._send_page(*page)
-        else:
-            tasks.spawn(self._answer_later(head, page), f"page {head.page}")
-
-    async def _answer_later(self, head: Head, page: object) -> None:
-        try:
-            content = await page  # type: ignore[misc] # Pages.answer says what it is
-        except SkerryError as error:
-            self.refuse(error)
-        except Exception as error:
-            self.refuse(InternalError(f"page {head.page}: {type(error).__name__}"))
-            raise
-        else:
-            self._send_page(*content)
-
-    def _send_page(self, status: bytes, kind: bytes, content: bytes) -> None:
-        self._write(replies.page(status, kind, content, close=self._closing(), head_only=self._head_only()))
-        self._finish()
+        exchange.start(body, json_bytes, self.peer.scope, self._listener.pages.cache)
 
     def refuse(self, error: SkerryError) -> None:
         """Answer with an error; the connection goes on."""
         self._exchange = None
-        self._write(replies.refusal(error, close=self._closing(), head_only=self._head_only()))
-        self._finish()
+        head_only = self._head is not None and self._head.head_only
+        self.reply(replies.refusal(error, close=self.is_closing(), head_only=head_only))
 
-    def _head_only(self) -> bool:
-        return self._head is not None and self._head.head_only
+    def reply(self, answer: bytes) -> None:
+        """Answer with these bytes, head included; the connection goes on."""
+        self._write(answer)
+        self._finish()
 
     def answer(self, json: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
         """Answer an inference; `release` is called when the kernel has all of it."""
@@ -399,20 +378,26 @@ class Connection(asyncio.BufferedProtocol):
         size = len(json)
         for part in parts:
             size += part.nbytes
+        if size >= MIN_COMPRESSED_BYTES and (head := self._head) is not None and head.wanted is not None:
+            kind, json_bytes = (replies.BINARY, len(json)) if parts else (replies.JSON, -1)
+            whole: list[bytes | memoryview] = [json, *parts]
+            detour.compress(self, head, head.wanted, kind, whole, json_bytes=json_bytes, release=release)
+            return
         if not parts:
-            self._write(replies.page(replies.OK, replies.JSON, json, close=self._closing(), head_only=False))
+            self._write(
+                replies.page(replies.OK, replies.JSON, json, close=self.is_closing(), head_only=False)
+            )
             release()
         else:
             # Requests that repeat are answered with the very same object (agent.infer.Plan).
-            if json is not self._last_json or size != self._last_size or self._closing():
+            if json is not self._last_json or size != self._last_size or self.is_closing():
                 self._last_json, self._last_size = json, size
-                self._last_head = replies.binary_head(json, size, close=self._closing())
-            head = self._last_head
+                self._last_head = replies.binary_head(json, size, close=self.is_closing())
             if size <= JOIN_BYTES:
-                self._write(b"".join((head, *parts)))
+                self._write(b"".join((self._last_head, *parts)))
                 release()
             else:
-                self._write_large(head, parts, release)
+                self._write_large(self._last_head, parts, release)
         self._finish()
 
     def _write_large(self, head: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
@@ -424,7 +409,11 @@ class Connection(asyncio.BufferedProtocol):
         else:
             release()
 
-    def _closing(self) -> bool:
+    def is_gone(self) -> bool:
+        """Whether nobody is there any more."""
+        return self._transport is None
+
+    def is_closing(self) -> bool:
         """Whether this answer is the last on the connection."""
         return self._listener.draining or (self._head is not None and not self._head.keep_alive)
 
@@ -434,7 +423,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _finish(self) -> None:
         """The answer is on its way; close, or turn to the next request."""
-        closing = self._closing()
+        closing = self.is_closing()
         self._head = None
         self._answering = False
         if self._transport is None:

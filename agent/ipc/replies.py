@@ -5,9 +5,11 @@ The one place in the daemon where HTTP's numbers stand.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from agent.ipc.head import MethodNotAllowed
+from agent.ipc.routes import MethodNotAllowed
 from skerry.errors import (
     Denied,
     InvalidRequest,
@@ -19,10 +21,14 @@ from skerry.errors import (
     Unsupported,
 )
 
+if TYPE_CHECKING:
+    from agent.ipc.encodings import Encoding
+
 OK = b"200 OK"
 NOT_READY = b"400 Bad Request"
 JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+BINARY = b"application/octet-stream"
 
 _CLOSE = b"Connection: close\r\n"
 _STATUS: list[tuple[type[SkerryError], bytes]] = [
@@ -63,12 +69,16 @@ def page(status: bytes, kind: bytes, content: bytes, *, close: bool, head_only: 
 def refusal(error: SkerryError, *, close: bool, head_only: bool) -> bytes:
     """An error."""
     content = error_body(error)
-    retry = b"Retry-After: %d\r\n" % error.retry_after_s if isinstance(error, Overloaded) else b""
+    more = b""
+    if isinstance(error, Overloaded):
+        more = b"Retry-After: %d\r\n" % error.retry_after_s
+    elif isinstance(error, MethodNotAllowed):
+        more = b"Allow: %b\r\n" % ", ".join(error.allowed).encode()
     return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
         status_of(error),
         JSON,
         len(content),
-        retry,
+        more,
         _CLOSE if close else b"",
         b"" if head_only else content,
     )
@@ -80,4 +90,27 @@ def binary_head(json: bytes, size_bytes: int, *, close: bool) -> bytes:
         b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n"
         b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n%b\r\n%b"
         % (len(json), size_bytes, _CLOSE if close else b"", json)
+    )
+
+
+def compressed(  # noqa: PLR0913 - the fields of its head
+    status: bytes,
+    kind: bytes,
+    content: bytes,
+    encoding: Encoding,
+    *,
+    json_bytes: int,
+    close: bool,
+    head_only: bool,
+) -> bytes:
+    """A page or an answer whose `content` is compressed; `json_bytes` counts the JSON before that, -1: no tensors."""
+    length = b"Inference-Header-Content-Length: %d\r\n" % json_bytes if json_bytes >= 0 else b""
+    return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Encoding: %b\r\n%bContent-Length: %d\r\n%b\r\n%b" % (
+        status,
+        kind,
+        encoding.token,
+        length,
+        len(content),
+        _CLOSE if close else b"",
+        b"" if head_only else content,
     )

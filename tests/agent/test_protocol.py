@@ -78,9 +78,9 @@ def test_the_server_is_live_ready_and_says_what_it_does(node):
     status, server = node.get("/v2")
     assert (status, server["name"], server["version"]) == (200, "skerry", __version__)
     assert {"binary_tensor_data", "model_configuration"} <= set(server["extensions"])
-    assert not {"sequence", "system_shared_memory", "cuda_shared_memory", "classification", "trace"} & set(
-        server["extensions"]
-    ), "nothing is announced that is not served"
+    assert not {"sequence", "cuda_shared_memory"} & set(server["extensions"]), (
+        "nothing is announced that is not served"
+    )
 
 
 def test_models_are_listed_once_each(node):

@@ -1,0 +1,75 @@
+"""Every page but inference: which room answers it, and who may ask.
+
+Does: bring the pages' topics together under the table of routes, refuse administration to those who may not.
+Leaves out: what the pages say (the modules of this package), connections (agent.ipc.http), inference (agent.infer).
+
+Rules
+ * Reading is for everybody who may connect; changing is for root and the daemon's own user.
+ * A body arrives whole, inflated and at most agent.ipc.head.MAX_PAGE_BODY_BYTES long; pages without use for one
+   do not look at it.
+ * An error is always {"error": text}; a hint, where there is one, stands beside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.ipc.pages import metadata, own, repository, statistics
+from agent.ipc.pages.content import Content
+from agent.ipc.routes import ADMINISTRATION, Page
+from skerry.errors import Denied
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from agent.ipc.head import Head
+    from agent.ipc.pages.content import Handler, Node
+    from agent.ipc.peer import Peer
+    from agent.models import ModelTable
+    from store.cache import OutputCache
+    from store.trail import StateStore
+
+__all__ = ["Content", "Pages"]
+
+
+class Pages:
+    """Answers every page but inference.
+
+    Attributes:
+        models: the table that inferences are looked up in.
+        cache: the output cache, if there is one.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition root passes what the topics need
+        self,
+        node: Node,
+        models: ModelTable,
+        *,
+        cache: OutputCache | None,
+        trail: StateStore,
+    ) -> None:
+        self.models = models
+        self.cache = cache
+        topics = (
+            metadata.Metadata(node, models, cached=cache is not None),
+            statistics.Numbers(node, models, cache),
+            repository.Repository(models),
+            own.Own(node, models, trail),
+        )
+        self._handlers: dict[Page, Handler] = {}
+        for topic in topics:
+            self._handlers |= topic.pages()
+
+    def answer(self, head: Head, body: bytes, peer: Peer) -> Content | Awaitable[Content]:
+        """The page, or what resolves to it.
+
+        Raises:
+            SkerryError: instead of a page.
+        """
+        assert head.page is not None  # noqa: S101 - a head without a page has an error
+        if head.page in ADMINISTRATION and not peer.may_administer:
+            raise Denied(
+                f"administration: expected root or the daemon's own user, got uid {peer.uid}",
+                "run the command with sudo",
+            )
+        return self._handlers[head.page](head, body)

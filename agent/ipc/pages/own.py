@@ -1,0 +1,83 @@
+"""Skerry's own pages, which its command line reads: the daemon, its models, where they run and why.
+
+Leaves out: everything that a protocol of others describes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agent.ipc.pages.content import Content, Handler, Node, json
+from agent.ipc.routes import Page
+from skerry.errors import NotFound
+
+if TYPE_CHECKING:
+    from agent.ipc.head import Head
+    from agent.models import ModelTable
+    from agent.version import Version
+    from store.trail import StateStore
+
+
+class Own:
+    """The pages below /skerry/v1."""
+
+    def __init__(self, node: Node, models: ModelTable, trail: StateStore) -> None:
+        self._node = node
+        self._models = models
+        self._trail = trail
+
+    def pages(self) -> dict[Page, Handler]:
+        """Which handler answers what."""
+        return {
+            Page.STATUS: lambda *_: json(self._node.status()),
+            Page.TABLE: self._table,
+            Page.PLACEMENT: self._placement,
+            Page.PROVIDERS: self._providers,
+            Page.REFRESH: self._refresh,
+            Page.CLEAR: self._clear,
+        }
+
+    def _table(self, _head: Head, _body: bytes) -> Content:
+        return json({"models": [self._row(version) for version in self._models.all()]})
+
+    def _row(self, version: Version) -> dict[str, Any]:
+        pid = version.instance.pid if version.instance else None
+        stats = version.stats
+        return {
+            "name": version.name,
+            "version": version.number_text,
+            "state": version.state,
+            "reason": version.reason,
+            "superseded_by": self._models.superseded_by(version),
+            "ep": version.device.ep_name if version.device else None,
+            "device": version.device.label if version.device else None,
+            "digest": version.digest,
+            "pid": pid,
+            "rss_bytes": self._node.rss_bytes(pid),
+            "requests": stats.requests,
+            "failures": stats.failed + stats.rejected + stats.canceled,
+            "p50_us": stats.latency.quantile_us(0.5),
+            "p99_us": stats.latency.quantile_us(0.99),
+            "cache_hits": stats.cache_hits,
+            "cache_misses": stats.cache_misses,
+            "since_unix": version.since_unix,
+            "crashes": len(version.crashes),
+        }
+
+    def _placement(self, head: Head, _body: bytes) -> Content:
+        record = self._trail.placement(head.model, head.version)
+        if record is None:
+            self._models.get(head.model, head.version)
+            raise NotFound(f"model {head.model!r}: expected a placement, got none: it was not placed yet")
+        return json(record | {"version": str(record["version"])})
+
+    async def _providers(self, _head: Head, _body: bytes) -> Content:
+        return json(await self._node.providers())
+
+    async def _refresh(self, head: Head, body: bytes) -> Content:
+        await self._node.refresh()
+        return self._table(head, body)
+
+    async def _clear(self, head: Head, body: bytes) -> Content:
+        await self._models.clear(head.model)
+        return self._table(head, body)
