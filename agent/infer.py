@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agent.clock import wall
 from providers.area import ALIGNMENT
 from providers.job import Job
 from skerry import oip
@@ -327,6 +328,8 @@ class Exchange(Job):
         stats.latency.record(took_us)
         if self._run_us >= 0:
             stats.inference_count += 1
+            stats.execution_count += 1
+            stats.last_inference_ms = int(wall() * 1000)
             stats.compute_infer_us += self._run_us
             stats.queue_us += max(0, took_us - self._run_us)
         client = self._client
@@ -335,6 +338,7 @@ class Exchange(Job):
 
     def _fail(self, error: SkerryError) -> None:
         stats = self._version.stats
+        stats.fail_us += (time.perf_counter_ns() - self._begun_ns) // 1000
         if isinstance(error, Overloaded):
             stats.rejected += 1
         elif self._client is None or isinstance(error, DeadlineExceeded):

@@ -6,6 +6,8 @@ Leaves out: the text format (agent.metrics).
 
 from __future__ import annotations
 
+import dataclasses
+
 #: Sub-buckets per power of two: quantiles are right to about 6 %.
 _SUB_BITS = 3
 _SUB = 1 << _SUB_BITS
@@ -54,21 +56,38 @@ def _middle_us(index: int) -> float:
     return low + (1 << shift) / 2
 
 
+@dataclasses.dataclass(slots=True)
+class BatchStat:
+    """What runs of one batch size took, summed."""
+
+    count: int = 0
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+
+
 class Statistics:
     """One version's counters. All durations in microseconds, summed.
 
-    `inference_count` leaves cache hits out, `success` counts them: Triton's definitions.
+    `inference_count` leaves cache hits out, `success` counts them: Triton's definitions. `execution_count` counts
+    runs, of which one may answer several requests. `last_inference_ms` is the wall clock's, 0 before the first.
     """
 
     __slots__ = (
+        "batches",
         "cache_hit_us",
         "cache_hits",
         "cache_miss_us",
         "cache_misses",
         "canceled",
         "compute_infer_us",
+        "compute_input_us",
+        "compute_output_us",
+        "execution_count",
+        "fail_us",
         "failed",
         "inference_count",
+        "last_inference_ms",
         "latency",
         "queue_us",
         "rejected",
@@ -82,9 +101,15 @@ class Statistics:
         self.rejected = 0
         self.canceled = 0
         self.inference_count = 0
+        self.execution_count = 0
+        self.last_inference_ms = 0
+        self.fail_us = 0
         self.request_us = 0
         self.queue_us = 0
+        self.compute_input_us = 0
         self.compute_infer_us = 0
+        self.compute_output_us = 0
+        self.batches: dict[int, BatchStat] = {}
         self.cache_hits = 0
         self.cache_misses = 0
         self.cache_hit_us = 0
@@ -92,6 +117,11 @@ class Statistics:
         self.latency = Histogram()
 
     @property
+    def failures(self) -> int:
+        """All that were not answered."""
+        return self.failed + self.rejected + self.canceled
+
+    @property
     def requests(self) -> int:
         """All that came."""
-        return self.success + self.failed + self.rejected + self.canceled
+        return self.success + self.failures

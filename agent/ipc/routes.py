@@ -28,6 +28,7 @@ class Page(enum.Enum):
     MODEL_READY = enum.auto()
     MODEL_CONFIG = enum.auto()
     INFER = enum.auto()
+    STATISTICS = enum.auto()
     INDEX = enum.auto()
     LOAD = enum.auto()
     UNLOAD = enum.auto()
@@ -48,13 +49,16 @@ ADMINISTRATION = frozenset(
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 _REPOSITORY = r"/v2/repository(?:/(?P<repository>[^/]+))?"
 _OWN_MODEL = r"/skerry/v1/models/(?P<model>[^/]+)"
+#: The first pattern that fits decides: a model named "stats" has its metadata at /versions/N.
 _ROUTES: list[tuple[re.Pattern[str], dict[str, Page]]] = [
     (re.compile(pattern), methods)
     for pattern, methods in (
         (_MODEL + "/infer", {"POST": Page.INFER}),
+        ("/v2/models/stats", {"GET": Page.STATISTICS}),
         (_MODEL, {"GET": Page.MODEL}),
         (_MODEL + "/ready", {"GET": Page.MODEL_READY}),
         (_MODEL + "/config", {"GET": Page.MODEL_CONFIG}),
+        (_MODEL + "/stats", {"GET": Page.STATISTICS}),
         ("/v2/?", {"GET": Page.SERVER}),
         ("/v2/health/live", {"GET": Page.LIVE}),
         ("/v2/health/ready", {"GET": Page.READY}),

@@ -155,3 +155,93 @@ def test_a_stranger_may_read_and_not_change(node, path):
         assert ("plus", "2") in index(talk)
         for page in ("/v2/logging", "/v2/trace/setting", "/v2/models/stats"):
             assert talk.ask(http("GET", page)).status == 200
+
+
+# -- statistics
+
+
+def statistics(talk, path):
+    response = talk.ask(http("GET", path))
+    assert response.status == 200, response.body
+    return response.json["model_stats"]
+
+
+def test_statistics_have_every_field_of_the_extension(node, talk):
+    talk.ask(infer("plus", [floats(1)]))
+    (row,) = statistics(talk, "/v2/models/plus/versions/2/stats")
+    assert set(row) == {
+        *("name", "version", "last_inference", "inference_count", "execution_count"),
+        *("inference_stats", "response_stats", "batch_stats", "memory_usage"),
+    }
+    assert (row["name"], row["version"]) == ("plus", "2")
+    assert set(row["inference_stats"]) == DURATIONS
+    assert all(set(value) == COUNTED for value in row["inference_stats"].values())
+    assert abs(row["last_inference"] / 1000 - node.get("/skerry/v1/status")[1]["started_unix"]) < 1000
+    ((kind, number, size),) = [(used["type"], used["id"], used["byte_size"]) for used in row["memory_usage"]]
+    assert (kind, number) == ("CPU", 0)
+    assert size > 1 << 20
+
+
+def test_statistics_count_what_ran_what_was_remembered_and_what_failed(talk):
+    def growth(model, *requests):
+        (before,) = statistics(talk, f"/v2/models/{model}/stats")
+        for request in requests:
+            talk.ask(request)
+        (after,) = statistics(talk, f"/v2/models/{model}/stats")
+        counts = {
+            name: after["inference_stats"][name]["count"] - before["inference_stats"][name]["count"]
+            for name in DURATIONS
+        }
+        assert all(
+            after["inference_stats"][name]["ns"] > before["inference_stats"][name]["ns"]
+            for name, count in counts.items()
+            if count and name not in {"compute_input", "compute_output", "queue"}
+        )
+        return after["inference_count"] - before["inference_count"], counts
+
+    new = infer("triple", [floats(5, 6, 7, 8, 9)])
+    ran, counts = growth("triple", new, new, new)
+    assert (ran, counts["success"], counts["cache_hit"], counts["cache_miss"]) == (1, 3, 2, 1)
+    assert (counts["compute_infer"], counts["queue"], counts["fail"]) == (1, 1, 0)
+
+    def divide(y):
+        return infer("divide", [Tensor("x", "INT32", (1,), [6]), Tensor("y", "INT32", (1,), [y])])
+
+    ran, counts = growth("divide", divide(2), divide(0), divide(3))
+    assert (ran, counts["success"], counts["fail"]) == (2, 2, 1)
+
+
+def test_statistics_of_all_models_are_those_of_each(talk):
+    everyone = {(row["name"], row["version"]) for row in statistics(talk, "/v2/models/stats")}
+    assert {("plus", "2"), ("divide", "1")} <= everyone
+    assert ("plus", "1") not in everyone
+    assert [row["version"] for row in statistics(talk, "/v2/models/plus/stats")] == ["2"]
+    assert [row["version"] for row in statistics(talk, "/v2/models/plus/versions/1/stats")] == ["1"]
+    for path in ("/v2/models/nobody/stats", "/v2/models/plus/versions/9/stats"):
+        refused(talk.ask(http("GET", path)), 404)
+
+
+# -- configuration
+
+
+def config(talk, model):
+    return talk.ask(http("GET", f"/v2/models/{model}/config")).json
+
+
+def test_a_configuration_says_what_the_manifest_says(talk):
+    mlp = config(talk, "mlp")
+    assert mlp["max_batch_size"] == 8
+    assert mlp["dynamic_batching"] == {"max_queue_delay_microseconds": 50}
+    assert mlp["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [64]}]
+    assert mlp["version_policy"] == {"all": {}}
+    metadata = talk.ask(http("GET", "/v2/models/mlp")).json
+    assert metadata["inputs"][0]["shape"] == [-1, *mlp["input"][0]["dims"]]
+    turn = config(talk, "turn")  # its first dimension is fixed, so nothing can become a batch
+    assert (turn["max_batch_size"], turn["input"][0]["dims"]) == (0, [2, 3])
+    assert "dynamic_batching" not in turn
+    assert turn["version_policy"] == {"specific": {"versions": [1, 3]}}
+    assert turn["instance_group"] == [{"name": "turn", "kind": "KIND_CPU", "count": 2}]
+    plus = config(talk, "plus")
+    assert (plus["max_batch_size"], plus["version_policy"]) == (0, {"latest": {"num_versions": 1}})
+    assert plus["response_cache"] == {"enable": False}
+    assert config(talk, "triple")["response_cache"] == {"enable": True}

@@ -31,6 +31,7 @@ EXTENSIONS = [
     "model_repository",
     "model_repository(unload_dependents)",
     "parameters",
+    "statistics",
 ]
 
 _KINDS = {"cpu": "KIND_CPU", "gpu": "KIND_GPU"}  # Triton has no word for an NPU

@@ -55,7 +55,7 @@ class Own:
             "pid": pid,
             "rss_bytes": self._node.rss_bytes(pid),
             "requests": stats.requests,
-            "failures": stats.failed + stats.rejected + stats.canceled,
+            "failures": stats.failures,
             "p50_us": stats.latency.quantile_us(0.5),
             "p99_us": stats.latency.quantile_us(0.99),
             "cache_hits": stats.cache_hits,

@@ -1,20 +1,25 @@
-"""Numbers: the metrics page.
+"""Numbers: Triton's statistics extension, and the metrics page.
 
 Leaves out: counting (agent.stats), Prometheus' text (agent.metrics).
+
+Durations are counted in microseconds and told in nanoseconds, as the extension has them.
+Source: extension_statistics.md of triton-inference-server.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent import metrics
 from agent.ipc import replies
-from agent.ipc.pages.content import Content, Handler, Node
+from agent.ipc.pages.content import Content, Handler, Node, json
 from agent.ipc.routes import Page
 
 if TYPE_CHECKING:
     from agent.ipc.head import Head
     from agent.models import ModelTable
+    from agent.stats import BatchStat
+    from agent.version import Version
     from store.cache import OutputCache
 
 
@@ -28,7 +33,53 @@ class Numbers:
 
     def pages(self) -> dict[Page, Handler]:
         """Which handler answers what."""
-        return {Page.METRICS: self._metrics}
+        return {Page.STATISTICS: self._statistics, Page.METRICS: self._metrics}
+
+    def _statistics(self, head: Head, _body: bytes) -> Content:
+        return json({"model_stats": [self._describe(version) for version in self._wanted(head)]})
+
+    def _wanted(self, head: Head) -> list[Version]:
+        """The versions that the page is about; without a number those that serve or have counted something."""
+        if head.version is not None:
+            return [self._models.get(head.model, head.version)]
+        if head.model:
+            self._models.get(head.model, None)
+        return [
+            version
+            for version in self._models.all()
+            if version.name == (head.model or version.name)
+            and (version.instance is not None or version.stats.requests)
+        ]
+
+    def _describe(self, version: Version) -> dict[str, Any]:
+        stats = version.stats
+        ran = stats.success - stats.cache_hits
+        return {
+            "name": version.name,
+            "version": version.number_text,
+            "last_inference": stats.last_inference_ms,
+            "inference_count": stats.inference_count,
+            "execution_count": stats.execution_count,
+            "inference_stats": {
+                "success": _duration(stats.success, stats.request_us),
+                "fail": _duration(stats.failures, stats.fail_us),
+                "queue": _duration(ran, stats.queue_us),
+                "compute_input": _duration(ran, stats.compute_input_us),
+                "compute_infer": _duration(ran, stats.compute_infer_us),
+                "compute_output": _duration(ran, stats.compute_output_us),
+                "cache_hit": _duration(stats.cache_hits, stats.cache_hit_us),
+                "cache_miss": _duration(stats.cache_misses, stats.cache_miss_us),
+            },
+            "response_stats": {},
+            "batch_stats": [_batch(size, batch) for size, batch in sorted(stats.batches.items())],
+            "memory_usage": self._memory(version),
+        }
+
+    def _memory(self, version: Version) -> list[dict[str, Any]]:
+        pid = version.instance.pid if version.instance is not None else None
+        if pid is None:
+            return []
+        return [{"type": "CPU", "id": 0, "byte_size": self._node.rss_bytes(pid)}]
 
     def _metrics(self, _head: Head, _body: bytes) -> Content:
         ready = float(self._node.is_ready())
@@ -38,3 +89,16 @@ class Numbers:
             node.append(("skerry_cache_entries", "gauge", "Answers on disk", stats.entries))
             node.append(("skerry_cache_bytes", "gauge", "Bytes of answers on disk", stats.bytes))
         return replies.OK, replies.TEXT, metrics.render(self._models.all(), node).encode()
+
+
+def _duration(count: int, total_us: int) -> dict[str, int]:
+    return {"count": count, "ns": total_us * 1000}
+
+
+def _batch(size: int, batch: BatchStat) -> dict[str, Any]:
+    return {
+        "batch_size": size,
+        "compute_input": {"count": batch.count, "ns": batch.compute_input_ns},
+        "compute_infer": {"count": batch.count, "ns": batch.compute_infer_ns},
+        "compute_output": {"count": batch.count, "ns": batch.compute_output_ns},
+    }
