@@ -30,6 +30,7 @@ from agent import config as configuration
 from agent import paths as places
 from agent.ipc.listener import Listener
 from agent.ipc.pages import Pages
+from agent.logs import LogSettings
 from agent.models import ModelTable
 from agent.states import State
 from providers import cores, ranking
@@ -55,7 +56,6 @@ log = logging.getLogger("skerry")
 BACKLOG = 1024
 #: What the systemd unit allows, too.
 MAX_DESCRIPTORS = 65536
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class Daemon:
@@ -66,12 +66,19 @@ class Daemon:
         config: the configuration at start.
         notifier: the service manager, if there is one.
         sockets: listening sockets that it opened for us.
+        logs: what is logged.
     """
 
     def __init__(
-        self, paths: Paths, config: Config, notifier: systemd.Notifier, sockets: list[systemd.Activated]
+        self,
+        paths: Paths,
+        config: Config,
+        notifier: systemd.Notifier,
+        sockets: list[systemd.Activated],
+        logs: LogSettings,
     ) -> None:
         self._paths = paths
+        self._logs = logs
         self._config = self._config_at_start = config
         self._notifier = notifier
         self._sockets = sockets
@@ -132,7 +139,9 @@ class Daemon:
             discovery=self._discovery,
         )
         stack.push_async_callback(self._models.close)
-        self._pages = Pages(self, self._models, cache=self._cache, trail=trail)
+        self._pages = Pages(
+            self, self._models, cache=self._cache, trail=trail, logs_in_force=self._logs
+        )
         await self._listen(stack)
         stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)
         await self._watch(stack)
@@ -263,7 +272,7 @@ class Daemon:
         pending = configuration.changes(self._config_at_start, fresh).needs_restart
         self._warn("configuration", [f"{change} takes effect after a restart" for change in pending])
         self._config = fresh
-        logging.getLogger().setLevel(_LEVELS[fresh.log.level])
+        self._logs.follow(fresh.log.level)
         if self._cache is not None:
             self._cache.resize(fresh.cache.max_size_bytes, fresh.cache.memory_bytes)
         self._models.reconfigure()
@@ -384,10 +393,10 @@ def _empty_directory(path: Path) -> str:
     return str(path)
 
 
-async def _main(paths: Paths, config: Config) -> None:
+async def _main(paths: Paths, config: Config, logs: LogSettings) -> None:
     notifier = systemd.Notifier.from_env(os.environ, os.getpid())
     sockets = systemd.take_sockets(os.environ, os.getpid())
-    await Daemon(paths, config, notifier, sockets).run()
+    await Daemon(paths, config, notifier, sockets, logs).run()
 
 
 def _raise_descriptor_limit() -> None:
@@ -420,11 +429,10 @@ def main() -> int:
         cores.check_core()
         paths = places.resolve(home, os.environ, os.geteuid())
         config = configuration.load(paths.config_file)
-        logging.basicConfig(
-            level=_LEVELS[config.log.level], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logs = LogSettings(config.log.level)
+        logs.install()
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(_main(paths, config))
+            runner.run(_main(paths, config, logs))
     except SkerryError as error:
         print(f"error: {error.message}", file=sys.stderr)  # noqa: T201 - the command line's answer
         if error.hint:

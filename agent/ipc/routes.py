@@ -32,6 +32,8 @@ class Page(enum.Enum):
     INDEX = enum.auto()
     LOAD = enum.auto()
     UNLOAD = enum.auto()
+    LOGGING = enum.auto()
+    SET_LOGGING = enum.auto()
     METRICS = enum.auto()
     STATUS = enum.auto()
     TABLE = enum.auto()
@@ -43,7 +45,7 @@ class Page(enum.Enum):
 
 #: Pages that change something. All others only read, or run a model.
 ADMINISTRATION = frozenset(
-    {Page.LOAD, Page.UNLOAD, Page.REFRESH, Page.CLEAR}
+    {Page.LOAD, Page.UNLOAD, Page.SET_LOGGING, Page.REFRESH, Page.CLEAR}
 )
 
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
@@ -66,6 +68,7 @@ _ROUTES: list[tuple[re.Pattern[str], dict[str, Page]]] = [
         (_REPOSITORY + "/index", {"POST": Page.INDEX}),
         (_REPOSITORY + "/models/(?P<model>[^/]+)/load", {"POST": Page.LOAD}),
         (_REPOSITORY + "/models/(?P<model>[^/]+)/unload", {"POST": Page.UNLOAD}),
+        ("/v2/logging", {"GET": Page.LOGGING, "POST": Page.SET_LOGGING}),
         ("/metrics", {"GET": Page.METRICS}),
         ("/skerry/v1/status", {"GET": Page.STATUS}),
         ("/skerry/v1/models", {"GET": Page.TABLE}),

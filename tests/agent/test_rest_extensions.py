@@ -245,3 +245,36 @@ def test_a_configuration_says_what_the_manifest_says(talk):
     assert (plus["max_batch_size"], plus["version_policy"]) == (0, {"latest": {"num_versions": 1}})
     assert plus["response_cache"] == {"enable": False}
     assert config(talk, "triple")["response_cache"] == {"enable": True}
+
+
+# -- logging
+
+
+def test_logging_is_changed_while_the_daemon_runs(node, talk):
+    first = talk.ask(http("GET", "/v2/logging")).json
+    assert first == {
+        "log_file": "",
+        "log_info": True,
+        "log_warning": True,
+        "log_error": True,
+        "log_verbose_level": 0,
+        "log_format": "default",
+    }
+    quiet = post(talk, "/v2/logging", {"log_info": False, "log_warnings": False, "log_errors": False})
+    assert quiet.json == {**first, "log_info": False, "log_warning": False, "log_error": False}
+    before = node.log.read_text()
+    for what in ("unload", "load"):
+        post(talk, f"/v2/repository/models/divide/{what}")
+    assert node.log.read_text() == before
+    post(
+        talk,
+        "/v2/logging",
+        {"log_warning": True, "log_error": True, "log_info": True, "log_format": "ISO8601"},
+    )
+    post(talk, "/v2/repository/models/divide/unload")
+    line = node.log.read_text()[len(before) :]
+    assert line.partition(" ")[0].endswith("Z")
+    assert "INFO agent.models: model divide/1 unloaded" in line
+    post(talk, "/v2/repository/models/divide/load")
+    assert post(talk, "/v2/logging", {"log_format": "default", "log_file": ""}).json == first
+    assert "expected no log_file" in refused(post(talk, "/v2/logging", {"log_file": "x"}), 501)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.ipc.pages import metadata, own, repository, statistics
+from agent.ipc.pages import logs, metadata, own, repository, statistics
 from agent.ipc.pages.content import Content
 from agent.ipc.routes import ADMINISTRATION, Page
 from skerry.errors import Denied
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent.ipc.head import Head
     from agent.ipc.pages.content import Handler, Node
     from agent.ipc.peer import Peer
+    from agent.logs import LogSettings
     from agent.models import ModelTable
     from store.cache import OutputCache
     from store.trail import StateStore
@@ -47,6 +48,7 @@ class Pages:
         *,
         cache: OutputCache | None,
         trail: StateStore,
+        logs_in_force: LogSettings,
     ) -> None:
         self.models = models
         self.cache = cache
@@ -54,6 +56,7 @@ class Pages:
             metadata.Metadata(node, models, cached=cache is not None),
             statistics.Numbers(node, models, cache),
             repository.Repository(models),
+            logs.Logs(logs_in_force),
             own.Own(node, models, trail),
         )
         self._handlers: dict[Page, Handler] = {}
