@@ -33,6 +33,7 @@ from agent.ipc.pages import Pages
 from agent.logs import LogSettings
 from agent.models import ModelTable
 from agent.states import State
+from agent.tracing import Tracing
 from providers import cores, ranking
 from providers.launcher import Launcher
 from skerry import __version__
@@ -139,8 +140,10 @@ class Daemon:
             discovery=self._discovery,
         )
         stack.push_async_callback(self._models.close)
+        tracing = Tracing(paths.traces)
+        stack.push_async_callback(tracing.close)
         self._pages = Pages(
-            self, self._models, cache=self._cache, trail=trail, logs_in_force=self._logs
+            self, self._models, cache=self._cache, trail=trail, logs_in_force=self._logs, tracing=tracing
         )
         await self._listen(stack)
         stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)

@@ -72,6 +72,11 @@ class Paths:
         return self.state / "state.db"
 
     @property
+    def traces(self) -> Path:
+        """Traces of requests, where somebody asked for them."""
+        return self.state / "traces"
+
+    @property
     def cache_db(self) -> Path:
         """Remembered answers."""
         return self.cache / "cache.db"

@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-from agent.infer import Exchange
 from agent.ipc import detour, replies
 from agent.ipc.chunked import ChunkedBody
 from agent.ipc.encodings import MIN_COMPRESSED_BYTES
@@ -37,6 +36,7 @@ from skerry.terms import KIB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.infer import Exchange
     from agent.ipc.listener import Listener
 
 #: Bodies from this size on are received into shared memory; smaller ones are copied there, which is quicker.
@@ -328,7 +328,7 @@ class Connection(asyncio.BufferedProtocol):
     def _open_exchange(self, head: Head) -> Exchange:
         pages = self._listener.pages
         version = pages.models.find(head.model, head.version)
-        return Exchange(version, self._listener.loop, self)
+        return pages.tracing.exchange(version, self._listener.loop, self)
 
     def _dispatch(self, body: memoryview) -> None:
         """The request is complete."""

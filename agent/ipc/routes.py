@@ -34,6 +34,8 @@ class Page(enum.Enum):
     UNLOAD = enum.auto()
     LOGGING = enum.auto()
     SET_LOGGING = enum.auto()
+    TRACE = enum.auto()
+    SET_TRACE = enum.auto()
     METRICS = enum.auto()
     STATUS = enum.auto()
     TABLE = enum.auto()
@@ -45,7 +47,7 @@ class Page(enum.Enum):
 
 #: Pages that change something. All others only read, or run a model.
 ADMINISTRATION = frozenset(
-    {Page.LOAD, Page.UNLOAD, Page.SET_LOGGING, Page.REFRESH, Page.CLEAR}
+    {Page.LOAD, Page.UNLOAD, Page.SET_LOGGING, Page.SET_TRACE, Page.REFRESH, Page.CLEAR}
 )
 
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
@@ -61,6 +63,7 @@ _ROUTES: list[tuple[re.Pattern[str], dict[str, Page]]] = [
         (_MODEL + "/ready", {"GET": Page.MODEL_READY}),
         (_MODEL + "/config", {"GET": Page.MODEL_CONFIG}),
         (_MODEL + "/stats", {"GET": Page.STATISTICS}),
+        (_MODEL + "/trace/setting", {"GET": Page.TRACE, "POST": Page.SET_TRACE}),
         ("/v2/?", {"GET": Page.SERVER}),
         ("/v2/health/live", {"GET": Page.LIVE}),
         ("/v2/health/ready", {"GET": Page.READY}),
@@ -69,6 +72,7 @@ _ROUTES: list[tuple[re.Pattern[str], dict[str, Page]]] = [
         (_REPOSITORY + "/models/(?P<model>[^/]+)/load", {"POST": Page.LOAD}),
         (_REPOSITORY + "/models/(?P<model>[^/]+)/unload", {"POST": Page.UNLOAD}),
         ("/v2/logging", {"GET": Page.LOGGING, "POST": Page.SET_LOGGING}),
+        ("/v2/trace/setting", {"GET": Page.TRACE, "POST": Page.SET_TRACE}),
         ("/metrics", {"GET": Page.METRICS}),
         ("/skerry/v1/status", {"GET": Page.STATUS}),
         ("/skerry/v1/models", {"GET": Page.TABLE}),

@@ -73,6 +73,74 @@ def index(talk, document=None):
     return {(row["name"], row["version"]): row for row in response.json}
 
 
+# -- bodies of pages
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v2/repository/index", b"{", "repository index request: expected JSON, got something else"),
+        ("/v2/repository/index", b"[]", "repository index request: Expected `object`, got `array`"),
+        ("/v2/repository/index", b'{"ready":1}', "repository index request: Expected `bool`, got `int`"),
+        ("/v2/repository/index", b'{"raedy":true}', "Object contains unknown field `raedy`"),
+        (
+            "/v2/repository/models/plus/load",
+            b'{"parameters":{"a":' + b"[" * 100_000,
+            "load request: expected JSON, got something else",
+        ),
+        ("/v2/repository/models/plus/load", b"\xff", "load request: expected JSON"),
+        ("/v2/logging", b'{"log_verbose_level":-1}', "log settings: Expected `int` >= 0"),
+        ("/v2/logging", b'{"log_format":"fancy"}', "log settings: Invalid enum value 'fancy'"),
+        ("/v2/logging", b'{"log_colour":true}', "log settings: Object contains unknown field `log_colour`"),
+        ("/v2/trace/setting", b'{"trace_level":"TIMESTAMPS"}', "trace settings: Expected `array | null`"),
+        ("/v2/trace/setting", b'{"trace_level":["LOUD"]}', "trace_level: expected ['OFF'] or ['TIMESTAMPS']"),
+        ("/v2/trace/setting", b'{"trace_level":[]}', "trace_level: expected"),
+        ("/v2/trace/setting", b'{"trace_rate":"0"}', "trace_rate: expected 1 to 2147483647, got '0'"),
+        ("/v2/trace/setting", b'{"trace_count":"x"}', "trace_count: expected -1 to 2147483647, got 'x'"),
+        ("/v2/trace/setting", b'{"log_frequency":9999}', "log_frequency: expected 0 to 1000, got 9999"),
+        ("/v2/trace/setting", b'{"trace_file":"../x"}', "trace_file: expected 1 to 64 of"),
+        ("/v2/trace/setting", b'{"trace_file":"/x"}', "trace_file: expected 1 to 64 of"),
+        ("/v2/trace/setting", b'{"trace_file":".x"}', "trace_file: expected 1 to 64 of"),
+    ],
+)
+def test_a_wrong_body_is_400_and_changes_nothing(talk, path, body, message):
+    pages = ("/v2/logging", "/v2/trace/setting")
+    before = [talk.ask(http("GET", page)).json for page in pages]
+    assert message in refused(talk.ask(http("POST", path, body)), 400)
+    assert [talk.ask(http("GET", page)).json for page in pages] == before
+
+
+def test_the_body_of_a_page_has_a_ceiling_and_the_connection_outlives_it(talk):
+    too_much = b" " * (1 << 20)
+    body = too_much + b"{}"
+    assert "at most 1048576 bytes for this page" in refused(
+        talk.ask(http("POST", "/v2/repository/index", body)), 413
+    )
+    exact = too_much[:-2] + b"{}"
+    assert talk.ask(http("POST", "/v2/repository/index", exact)).status == 200
+    head = http("POST", "/v2/repository/index", None, "Transfer-Encoding: chunked")
+    assert refused(talk.ask(head + b"100001\r\n" + too_much + b" \r\n0\r\n\r\n"), 413)
+
+
+def test_pages_that_need_no_body_do_not_look_at_one(talk):
+    assert talk.ask(http("GET", "/v2/health/live", b"nonsense")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/v2/health/live", "GET, HEAD"),
+        ("GET", "/v2/models/plus/infer", "POST"),
+        ("DELETE", "/v2/logging", "GET, POST, HEAD"),
+        ("GET", "/v2/repository/index", "POST"),
+        ("PUT", "/v2/trace/setting", "GET, POST, HEAD"),
+    ],
+)
+def test_the_wrong_verb_is_told_the_right_ones(talk, method, path, allowed):
+    response = talk.ask(http(method, path, b""))
+    assert (response.status, response.headers["allow"]) == (405, allowed)
+
+
 # -- repository
 
 
@@ -278,3 +346,82 @@ def test_logging_is_changed_while_the_daemon_runs(node, talk):
     post(talk, "/v2/repository/models/divide/load")
     assert post(talk, "/v2/logging", {"log_format": "default", "log_file": ""}).json == first
     assert "expected no log_file" in refused(post(talk, "/v2/logging", {"log_file": "x"}), 501)
+
+
+# -- traces
+
+RUN = [
+    *("REQUEST_START", "QUEUE_START", "COMPUTE_START", "COMPUTE_INPUT_END"),
+    *("COMPUTE_OUTPUT_START", "COMPUTE_END", "REQUEST_END"),
+]
+
+
+def written(path):
+    """The traces of a file: (request id, names, times)."""
+    rows = json.loads(path.read_text())
+    stamps = {row["id"]: row["timestamps"] for row in rows if "timestamps" in row}
+    return [
+        (row["request_id"], [s["name"] for s in stamps[row["id"]]], [s["ns"] for s in stamps[row["id"]]])
+        for row in rows
+        if "model_name" in row
+    ]
+
+
+def test_a_traced_request_tells_when_what_happened(node, talk):
+    assert talk.ask(http("GET", "/v2/trace/setting")).json == {
+        "trace_level": ["OFF"],
+        "trace_rate": "1000",
+        "trace_count": "-1",
+        "log_frequency": "0",
+        "trace_file": "trace.json",
+    }
+    settings = {"trace_level": ["TIMESTAMPS"], "trace_rate": 1, "trace_count": "5", "trace_file": "all"}
+    assert post(talk, "/v2/trace/setting", settings).json["trace_count"] == "5"
+    new = [floats(11, 12, 13)]
+    talk.ask(infer("triple", new, id="ran"))
+    talk.ask(infer("triple", new, id="remembered"))
+    talk.ask(infer("triple", [floats(1, name="wrong")], id="refused"))
+    zero = [Tensor("x", "INT32", (1,), [1]), Tensor("y", "INT32", (1,), [0])]
+    talk.ask(infer("divide", zero, id="failed"))
+    large = talk.ask(infer("triple", [floats(*range(50_000), binary=True)], id="x" * 1000))
+    assert large.status == 200
+    off = post(talk, "/v2/trace/setting", dict.fromkeys(settings)).json
+    assert off["trace_level"] == ["OFF"]
+    file = node.home / "traces" / "all.0"
+    found = {
+        request_id: (names, times) for request_id, names, times in written(eventually(file.exists) and file)
+    }
+    assert set(found) == {
+        "ran",
+        "remembered",
+        "",
+        "failed",
+        "x" * 128,
+    }  # what is refused has not said its name yet
+    assert found["ran"][0] == found["x" * 128][0] == RUN
+    assert found["remembered"][0] == found[""][0] == ["REQUEST_START", "REQUEST_END"]
+    assert found["failed"][0] == ["REQUEST_START", "QUEUE_START", "REQUEST_END"]
+    for _names, times in found.values():
+        assert times == sorted(times)
+    assert found["ran"][1][0] <= time.monotonic_ns()
+
+
+def test_a_model_is_traced_by_itself_and_what_is_left_is_written_at_the_end(node, talk):
+    path = "/v2/models/plus/trace/setting"
+    on = {"trace_level": ["TIMESTAMPS"], "trace_rate": "2", "trace_file": "plus"}
+    assert post(talk, path, on).json["trace_rate"] == "2"
+    assert talk.ask(http("GET", path)).json["trace_level"] == ["TIMESTAMPS"]
+    assert talk.ask(http("GET", "/v2/models/triple/trace/setting")).json["trace_level"] == ["OFF"]
+    for number in range(4):
+        talk.ask(infer("plus", [floats(1)], id=str(number)))
+        talk.ask(infer("divide", [Tensor(name, "INT32", (1,), [1]) for name in "xy"]))
+    post(talk, path, {"trace_level": ["OFF"]})
+    (file,) = eventually(lambda: list((node.home / "traces").glob("plus.*")))
+    assert [request_id for request_id, _, _ in written(file)] == ["1", "3"]
+    for method, body in (("GET", None), ("POST", b"{}")):
+        refused(talk.ask(http(method, "/v2/models/nobody/trace/setting", body)), 404)
+
+
+def test_traces_hold_no_tensors(talk):
+    error = refused(post(talk, "/v2/trace/setting", {"trace_level": ["TIMESTAMPS", "TENSORS"]}), 501)
+    assert error == "trace_level: expected OFF or TIMESTAMPS, got TENSORS"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.ipc.pages import logs, metadata, own, repository, statistics
+from agent.ipc.pages import logs, metadata, own, repository, statistics, traces
 from agent.ipc.pages.content import Content
 from agent.ipc.routes import ADMINISTRATION, Page
 from skerry.errors import Denied
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agent.ipc.peer import Peer
     from agent.logs import LogSettings
     from agent.models import ModelTable
+    from agent.tracing import Tracing
     from store.cache import OutputCache
     from store.trail import StateStore
 
@@ -39,6 +40,7 @@ class Pages:
     Attributes:
         models: the table that inferences are looked up in.
         cache: the output cache, if there is one.
+        tracing: what is traced, if anything.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes what the topics need
@@ -49,14 +51,17 @@ class Pages:
         cache: OutputCache | None,
         trail: StateStore,
         logs_in_force: LogSettings,
+        tracing: Tracing,
     ) -> None:
         self.models = models
         self.cache = cache
+        self.tracing = tracing
         topics = (
             metadata.Metadata(node, models, cached=cache is not None),
             statistics.Numbers(node, models, cache),
             repository.Repository(models),
             logs.Logs(logs_in_force),
+            traces.Traces(models, tracing),
             own.Own(node, models, trail),
         )
         self._handlers: dict[Page, Handler] = {}

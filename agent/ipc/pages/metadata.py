@@ -33,6 +33,7 @@ EXTENSIONS = [
     "model_repository(unload_dependents)",
     "parameters",
     "statistics",
+    "trace",
 ]
 
 _KINDS = {"cpu": "KIND_CPU", "gpu": "KIND_GPU"}  # Triton has no word for an NPU
