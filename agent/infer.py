@@ -254,6 +254,7 @@ class Exchange(Job):
             plan.form,
             request_id=plan.request_id,
             parameters={"cached": True},
+            labels=version.entry.manifest.classes,
         )
         self._succeed(json, parts)
         return True
@@ -311,11 +312,12 @@ class Exchange(Job):
                 payload,
                 plan.form,
                 request_id=plan.request_id,
+                labels=version.entry.manifest.classes,
             )
         except SkerryError as error:
             self._fail(error)
             return
-        if len(parts) == len(layout.tensors) and plan.request_id is None:
+        if len(parts) == len(layout.tensors) and plan.request_id is None and not plan.form.classes:
             # All of it is binary and lies in one piece: next time nothing is left to encode.
             plan.answer_layout, plan.answer_json = layout, json
         self._succeed(json, parts)

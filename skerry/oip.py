@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from skerry import classes
 from skerry.errors import InvalidRequest, Unsupported
 from skerry.terms import ITEM_SIZES, MAX_RANK, MIB, TensorSpec, TensorView
 
@@ -118,12 +119,14 @@ def decode_request(header: bytes | memoryview) -> InferRequest:
         raise InvalidRequest(
             f"inference request: expected 1 to {MAX_TENSORS} inputs, got {len(request.inputs)}"
         )
-    for parameters in (
-        request.parameters,
-        *(t.parameters for t in [*request.inputs, *(request.outputs or ())]),
-    ):
+    for parameters in (request.parameters, *(tensor.parameters for tensor in request.inputs)):
         if parameters:
             _check_parameters(parameters)
+            if "classification" in parameters:
+                raise InvalidRequest("parameter 'classification': expected on an output, got it elsewhere")
+    for output in request.outputs or ():
+        if output.parameters:
+            _check_parameters(output.parameters)
     return request
 
 
@@ -133,8 +136,6 @@ def _check_parameters(parameters: Mapping[str, Any]) -> None:
             raise Unsupported(f"parameter {name!r}: the shared memory extension is not served")
         if name.startswith("sequence_"):
             raise Unsupported(f"parameter {name!r}: the sequence extension is not served")
-        if name == "classification":
-            raise Unsupported("parameter 'classification': the classification extension is not served")
         if name.startswith("triton_"):
             raise InvalidRequest(f"parameter {name!r}: names that begin with triton_ are reserved")
 
@@ -350,10 +351,13 @@ def sole_input(label: str, declared: Sequence[TensorSpec], size_bytes: int) -> T
 
 
 class Format(NamedTuple):
-    """How the answer is to look: which outputs, in order, and whether each one travels as binary."""
+    """How the answer is to look: which outputs, in order, whether each one travels as binary, or as classes."""
 
     outputs: tuple[str, ...]  # empty: all
     binary: tuple[bool, ...]  # one per output; one for all if `outputs` is empty
+    classes: tuple[
+        int, ...
+    ] = ()  # one per output: so many of its best classes, 0: itself; empty: none as classes
 
     def is_binary(self, index: int) -> bool:
         """Whether the output at this place travels as binary."""
@@ -379,13 +383,21 @@ def response_format(request: InferRequest, label: str, declared: Sequence[Tensor
             )
         names.append(output.name)
     flags = tuple(_flag(output.parameters, "binary_data", default=default) for output in request.outputs)
-    return Format(tuple(names), flags)
+    counts = tuple(_class_count(output.parameters) for output in request.outputs)
+    return Format(tuple(names), flags, counts if any(counts) else ())
 
 
 def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise InvalidRequest(f"parameter {name!r}: expected true or false, got {value!r}")
+    return value
+
+
+def _class_count(parameters: Mapping[str, Any]) -> int:
+    value = parameters.get("classification", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_ELEMENTS:
+        raise InvalidRequest(f"parameter 'classification': expected a number of classes, got {value!r:.100}")
     return value
 
 
@@ -405,6 +417,32 @@ def decode_data(view: TensorView, raw: memoryview) -> list[Any]:
     if view.datatype in {"FP32", "FP64"} and not all(map(math.isfinite, values)):
         raise InvalidRequest(f"output {view.name!r}: JSON does not carry its NaN or infinity", _NOT_IN_JSON)
     return values
+
+
+def _as_classes(
+    view: TensorView, raw: memoryview, wanted: int, labels: Sequence[str]
+) -> tuple[TensorView, memoryview]:
+    """BYTES in place of an output's numbers."""
+    shape = classes.shape_of(view.shape, wanted)
+    if math.prod(view.shape) > classes.MAX_ELEMENTS or math.prod(shape) > classes.MAX_WORDS:
+        raise InvalidRequest(
+            f"output {view.name!r}: expected at most {classes.MAX_ELEMENTS} elements and {classes.MAX_WORDS} classes"
+            f" of them, got {list(view.shape)} and {list(shape)}",
+            "ask for fewer classes, or for the output itself, without the parameter classification",
+        )
+    words = _pack("BYTES", classes.best(_numbers(view, raw), view.shape, wanted, labels))
+    return TensorView(view.name, "BYTES", shape, 0, len(words)), memoryview(words)
+
+
+def _numbers(view: TensorView, raw: memoryview) -> Sequence[float]:
+    """The elements of an output that has classes."""
+    if view.datatype == "FP16":
+        return struct.unpack(f"<{len(raw) // 2}e", raw)
+    if view.datatype not in _TYPECODES:
+        raise InvalidRequest(
+            f"output {view.name!r}: expected numbers to find classes in, got {view.datatype}"
+        )
+    return array.array(_TYPECODES[view.datatype], bytes(raw))
 
 
 def _strings(view: TensorView, raw: memoryview) -> list[str]:
@@ -431,6 +469,7 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
     *,
     request_id: str | None = None,
     parameters: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[bytes, list[memoryview]]:
     """The answer: its JSON, and the binary tensors that follow it, as views into `payload`.
 
@@ -442,9 +481,11 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
         form: from `response_format`.
         request_id: echoed if the request had one.
         parameters: of the answer as a whole.
+        labels: output -> the names of its classes, from 0 on.
 
     Raises:
-        InvalidRequest: JSON cannot carry the outputs, or not so much of them; ask for them as binary.
+        InvalidRequest: JSON cannot carry the outputs, or not so much of them (ask for them as binary); or an
+            output that is wanted as classes has none.
     """
     plain_bytes = sum(view.size_bytes for index, view in enumerate(views) if not form.is_binary(index))
     if plain_bytes > MAX_JSON_OUTPUT_BYTES:
@@ -456,6 +497,8 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
     parts: list[memoryview] = []
     for index, view in enumerate(views):
         raw = payload[view.offset : view.offset + view.size_bytes]
+        if form.classes and form.classes[index]:
+            view, raw = _as_classes(view, raw, form.classes[index], (labels or {}).get(view.name, ()))  # noqa: PLW2901 - it stands for the output from here on
         described: dict[str, Any] = {"name": view.name, "datatype": view.datatype, "shape": view.shape}
         if form.is_binary(index):
             described["parameters"] = {"binary_data_size": view.size_bytes}

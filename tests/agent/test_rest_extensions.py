@@ -425,3 +425,30 @@ def test_a_model_is_traced_by_itself_and_what_is_left_is_written_at_the_end(node
 def test_traces_hold_no_tensors(talk):
     error = refused(post(talk, "/v2/trace/setting", {"trace_level": ["TIMESTAMPS", "TENSORS"]}), 501)
     assert error == "trace_level: expected OFF or TIMESTAMPS, got TENSORS"
+
+
+# -- classes
+
+
+def test_classes_are_the_same_from_the_cache_and_never_mixed_with_the_output(talk):
+    rows = [floats(1, 3, 2, 30, 20, 10, shape=(2, 3))]
+    wanted = [{"name": "output", "parameters": {"classification": 2}}]
+    whole = [3.0, 9.0, 6.0, 90.0, 60.0, 30.0]
+    words = ["9.000000:1:b", "6.000000:2", "90.000000:0:a", "60.000000:1:b"]
+    cached = []
+    for outputs, expected in ((wanted, words), (None, whole), (wanted, words), (None, whole)):
+        response = talk.ask(infer("triple", rows, outputs=outputs))
+        assert response.tensors == {"output": expected}
+        cached.append(response.json.get("parameters", {}).get("cached", False))
+    assert cached[2:] == [True, True]
+    assert response.json["outputs"][0]["shape"] == [2, 3]
+
+
+def test_a_request_that_repeats_gets_the_classes_of_its_own_tensor(talk):
+    # Without an id and all in binary: what such an answer looks like is remembered, what is in it must not be.
+    outputs = [{"name": "output", "parameters": {"classification": 1, "binary_data": True}}]
+    for best in (0, 1, 2, 1):
+        values = [float(index == best) for index in range(3)]
+        response = talk.ask(infer("plus", [floats(*values, binary=True)], outputs=outputs))
+        assert response.tensors == {"output": [f"101.000000:{best}".encode()]}
+        assert response.json["outputs"][0]["shape"] == [1, 1]

@@ -347,7 +347,6 @@ def test_numbers_without_measure_are_refused(header):
         ("shared_memory_region", Unsupported, "the shared memory extension is not served"),
         ("shared_memory_byte_size", Unsupported, "the shared memory extension is not served"),
         ("sequence_id", Unsupported, "the sequence extension is not served"),
-        ("classification", Unsupported, "the classification extension is not served"),
         ("triton_x", InvalidRequest, "names that begin with triton_ are reserved"),
     ],
 )
@@ -361,6 +360,15 @@ def test_parameters_of_extensions_that_are_not_served_are_refused(place, paramet
     with pytest.raises(kind) as caught:
         decode(given_input, **fields)
     assert caught.value.message == f"parameter {parameter!r}: {message}"
+
+
+@pytest.mark.parametrize("place", ["request", "input"])
+def test_only_outputs_have_classes(place):
+    parameters = {"classification": 1}
+    fields = {"parameters": parameters} if place == "request" else {}
+    given_input = tensor(data=[1, 2], **({"parameters": parameters} if place == "input" else {}))
+    with pytest.raises(InvalidRequest, match="'classification': expected on an output, got it elsewhere"):
+        decode(given_input, **fields)
 
 
 def test_parameters_that_mean_nothing_here_are_no_error():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: What of Triton's extensions is served; clients read this list, so nothing stands here that does not work.
 EXTENSIONS = [
     "binary_tensor_data",
+    "classification",
     "logging",
     "model_configuration",
     "model_repository",
