@@ -147,6 +147,9 @@ class Daemon:
         )
         await self._listen(stack)
         stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)
+        # One model that never ends its probe must not keep the node from being used.
+        patience = self._loop.call_later(self._config.workers.load_timeout_s, self._settle)
+        stack.callback(patience.cancel)
         await self._watch(stack)
         interval_s = self._notifier.ping_interval_s
         if interval_s is not None:
@@ -209,10 +212,14 @@ class Daemon:
         self._discovery.set_result(found)
 
     async def _first_refresh(self) -> None:
-        with contextlib.suppress(
-            SkerryError
-        ):  # it stands among the warnings; a repaired registry is read later
+        # A refusal stands among the warnings; a repaired registry is read later.
+        with contextlib.suppress(SkerryError):
             await self.refresh()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Every model of the start has been tried, or had its time: the node is ready, and stays so."""
+        self._settled = True
 
     async def refresh(self, bundle: Path | None = None) -> None:
         """Have a child verify the registry (and import a bundle first), then serve what it says.
@@ -233,12 +240,10 @@ class Daemon:
                 log.error("registry: %s", error)  # noqa: TRY400 - the reader needs the reason, not our stack
                 if bundle is None:
                     self._warn("registry", [str(error)])
-                    self._settled = True
                 raise
             self._listing = found
             self._warn("registry", list(found.problems))
             await self._models.follow(found)
-            self._settled = True
             self._notifier.status(self._summary())
 
     # -- what happens while it runs
@@ -311,7 +316,7 @@ class Daemon:
     # -- what the pages ask
 
     def is_ready(self) -> bool:
-        """Whether the registry was read and every model in it has settled."""
+        """Whether every model that was there at the start has been tried, or had its time."""
         return self._settled
 
     def status(self) -> dict[str, Any]:
