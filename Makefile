@@ -1,13 +1,14 @@
-# Every target sets up what it needs, in .venv (test-openvino: in .venv-openvino) and nowhere else.
+# Every target sets up what it needs, in .venv (test-openvino: in .venv-openvino, test-perf: in .venv-perf) and nowhere else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 OPENVINO := .venv-openvino
+PERF := .venv-perf
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-openvino check bench clean
+.PHONY: help demo test test-slow test-openvino test-perf check bench clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -43,6 +44,13 @@ $(OPENVINO)/.made: pyproject.toml packaging/second-ep-venv.sh | $(BIN)/python
 test-openvino: $(DEV) $(OPENVINO)/.made
 	SKERRY_OPENVINO_VENV=$(OPENVINO) $(BIN)/python -m pytest tests/providers/test_second_ep.py
 
+$(PERF)/bin/perf_analyzer: packaging/perf-analyzer.sh | $(BIN)/python
+	@PYTHON=$(BIN)/python sh packaging/perf-analyzer.sh $(PERF)
+
+## make test-perf  Triton's perf_analyzer measures the daemon
+test-perf: $(DEV) $(PERF)/bin/perf_analyzer
+	SKERRY_PERF_ANALYZER=$(PERF)/bin/perf_analyzer $(BIN)/python -m pytest tests/agent/test_perf_analyzer.py
+
 ## make check      lint, types, import rules
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -56,5 +64,5 @@ bench: $(DEV)
 
 ## make clean      remove what the other targets made
 clean:
-	rm -rf $(VENV) $(OPENVINO) .bench .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(OPENVINO) $(PERF) .bench .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
