@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-pthread")
+_LIBRARIES = ("-lm",)
 _GRACE_S = 20.0
 
 
@@ -67,11 +68,14 @@ def build_tools(sources: Path, into: Path) -> Tools:
 
 
 def _compile(source: Path, program: Path) -> Path:
-    newest = max(source.stat().st_mtime, source.with_name("address.h").stat().st_mtime)
+    newest = max(file.stat().st_mtime for file in (source, *source.parent.glob("*.h")))
     if program.exists() and program.stat().st_mtime > newest:
         return program
     result = subprocess.run(
-        [_compiler(), *_FLAGS, "-o", str(program), str(source)], capture_output=True, text=True, check=False
+        [_compiler(), *_FLAGS, "-o", str(program), str(source), *_LIBRARIES],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode != 0:
         raise BenchError(f"cannot build {source.name}:\n{result.stderr}")
