@@ -9,6 +9,10 @@ PERF := .venv-perf
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-openvino test-perf check bench clean
+PEERS := .venv-peers
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-openvino check bench bench-peers clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -62,7 +66,16 @@ check: $(DEV)
 bench: $(DEV)
 	@$(BIN)/python benchmarks/run.py
 
+$(PEERS)/.made: benchmarks/peers/install.sh | $(BIN)/python
+	@PYTHON=$(PYTHON) sh benchmarks/peers/install.sh $(PEERS)
+	@touch $@
+
+## make bench-peers  the same, and other servers on the same models
+bench-peers: $(DEV) $(PEERS)/.made
+	@$(BIN)/python benchmarks/run.py --peers
+
 ## make clean      remove what the other targets made
 clean:
 	rm -rf $(VENV) $(OPENVINO) $(PERF) .bench .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(OPENVINO) $(PEERS) .bench .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

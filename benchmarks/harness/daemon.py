@@ -25,11 +25,13 @@ from bench_requests import get_request
 from harness.wire import BenchError, exchange, get_json, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _START_S = 30.0
 _ADD_S = 60.0
 _STOP_S = 20.0
+_QUIET_POLL_S = 0.2
+_QUIET_NS = 4_000_000  # 2 % of a core over _QUIET_POLL_S
 _POLL_S = (
     0.002  # short against what is timed with it (tens of milliseconds and more), long against a core's time
 )
@@ -37,8 +39,9 @@ _POLL_S = (
 
 @contextlib.contextmanager
 def throwaway_home() -> Iterator[Path]:
-    """An empty folder that is gone afterwards."""
+    """An empty folder that is gone afterwards; others may pass through it to a socket that lets them in."""
     with tempfile.TemporaryDirectory(prefix="skb-", dir="/tmp") as folder:
+        Path(folder).chmod(0o711)
         yield Path(folder)
 
 
@@ -47,12 +50,15 @@ class Daemon:
 
     Args:
         program: the `skerry` script.
-        home: its `--home`.
+        home: its `--home`; made if it is not there.
+        config: the content of its skerry.yaml.
     """
 
-    def __init__(self, program: Path, home: Path) -> None:
+    def __init__(self, program: Path, home: Path, config: str = "") -> None:
         self.home = home
-        self.socket = home / "run" / "skerry.sock"
+        home.mkdir(mode=0o711, exist_ok=True)
+        (home / "skerry.yaml").write_text(config)
+        self._socket = home / "run" / "skerry.sock"
         self._command = [str(program), "--home", str(home)]
         self._log = home / "bench.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,12 +66,16 @@ class Daemon:
     @property
     def address(self) -> str:
         """For the load generator."""
-        return f"unix:{self.socket}"
+        return f"unix:{self._socket}"
 
     @property
     def process(self) -> psutil.Process:
         """The daemon itself. What was started may have been a launcher, so the daemon is asked."""
-        return psutil.Process(int(get_json(self.socket, "/skerry/v1/status")["pid"]))
+        return psutil.Process(int(get_json(self.address, "/skerry/v1/status")["pid"]))
+
+    def serves(self, extension: str) -> bool:
+        """Whether the running daemon announces one of the protocol's extensions."""
+        return extension in get_json(self.address, "/v2").get("extensions", ())
 
     @contextlib.contextmanager
     def running(self, *models: str) -> Iterator[None]:
@@ -98,11 +108,21 @@ class Daemon:
         if status != 0:
             raise BenchError(f"the daemon's exit status: expected 0, got {status}\n{self._log_tail()}")
 
-    def begin_add(self, file: Path, name: str, manifest: Path | None = None) -> subprocess.Popen[str]:
-        """Start `skerry model add`; the caller waits for it (`finish_add`)."""
+    def begin_add(
+        self, file: Path, name: str, manifest: Path | None = None, *, politely: bool = False
+    ) -> subprocess.Popen[str]:
+        """Start `skerry model add`; the caller waits for it (`finish_add`).
+
+        Args:
+            file: the model's.
+            name: of the model.
+            manifest: its manifest, if it has one.
+            politely: with the least priority, as what need not be quick is run beside what must be.
+        """
         options = ["--manifest", str(manifest)] if manifest else []
+        prefix = ["nice", "-n", "19"] if politely else []
         return subprocess.Popen(
-            [*self._command, "model", "add", str(file), "--name", name, *options],
+            [*prefix, *self._command, "model", "add", str(file), "--name", name, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -132,9 +152,9 @@ class Daemon:
         last: object = "no answer"
         while time.monotonic() < end:
             # Connecting to a socket that is not there yet is an exception; looking for it first is cheaper.
-            if self.socket.exists():
+            if self._socket.exists():
                 try:
-                    last = exchange(self.socket, request)
+                    last = exchange(self.address, request)
                     if status_of(last) == 200:
                         return
                 except (OSError, BenchError) as error:
@@ -145,6 +165,26 @@ class Daemon:
                 )
             time.sleep(_POLL_S)
         raise BenchError(f"{what}: expected 200 within {_START_S:.0f} s, got {last!r}\n{self._log_tail()}")
+
+    def wait_until(self, what: str, holds: Callable[[], bool], *, poll_s: float) -> None:
+        """Wait until `holds()`. Raises BenchError if it does not within 30 s."""
+        end = time.monotonic() + _START_S
+        while not holds():
+            if time.monotonic() > end:
+                raise BenchError(f"{what}: expected within {_START_S:.0f} s\n{self._log_tail()}")
+            time.sleep(poll_s)
+
+    def wait_quiet(self) -> None:
+        """Wait until its processes do nothing, so that what is measured next has the machine to itself."""
+        root = self.process
+        last_ns = -_QUIET_NS
+
+        def is_quiet() -> bool:
+            nonlocal last_ns
+            before_ns, last_ns = last_ns, _tree_cpu_ns(root)
+            return abs(last_ns - before_ns) < _QUIET_NS
+
+        self.wait_until("a quiet daemon", is_quiet, poll_s=_QUIET_POLL_S)
 
     @contextlib.contextmanager
     def pinned(self, cpu: int) -> Iterator[None]:
@@ -158,6 +198,24 @@ class Daemon:
 
     def _log_tail(self) -> str:
         return self._log.read_text(errors="replace")[-2000:] if self._log.exists() else ""
+
+
+def cpu_ns(process: psutil.Process) -> int:
+    """CPU time of a process so far in nanoseconds, with that of its threads that have ended.
+
+    Raises:
+        OSError: there is no such process any more.
+    """
+    # The kernel's number for "the CPU clock of process PID" (clock_getcpuclockid); Python has no name for it.
+    return time.clock_gettime_ns((~process.pid << 3) | 2)
+
+
+def _tree_cpu_ns(root: psutil.Process) -> int:
+    total = 0
+    for process in (root, *root.children(recursive=True)):
+        with contextlib.suppress(OSError):
+            total += cpu_ns(process)
+    return total
 
 
 def pin_tree(root: psutil.Process, cpus: set[int]) -> None:

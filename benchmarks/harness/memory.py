@@ -6,14 +6,11 @@ RSS counts shared pages in every process that maps them; PSS divides them among 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import psutil
 
+from harness.figures import Table
 from harness.wire import get_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DAEMON = "daemon"
 _MB = 1_000_000
@@ -41,9 +38,9 @@ def weigh(what: str, processes: list[psutil.Process]) -> Weight:
     return Weight(what, count, rss / _MB, pss / _MB)
 
 
-def weigh_tree(root: psutil.Process, socket: Path, when: str) -> list[Weight]:
+def weigh_tree(root: psutil.Process, address: str, when: str) -> list[Weight]:
     """The daemon, each model's worker, what else it keeps running (the zygote), and all together."""
-    models = get_json(socket, "/skerry/v1/models")["models"]
+    models = get_json(address, "/skerry/v1/models")["models"]
     names = {model["pid"]: model["name"] for model in models if model.get("pid")}
     children = root.children(recursive=True)
     others = [child for child in children if child.pid not in names]
@@ -54,3 +51,9 @@ def weigh_tree(root: psutil.Process, socket: Path, when: str) -> list[Weight]:
         weigh(f"zygote and helpers, {when}", others),
         weigh(f"all, {when}", [root, *children]),
     ]
+
+
+def weight_table(title: str, weights: list[Weight]) -> Table:
+    """Weights for the reader."""
+    rows = [(each.what, str(each.processes), f"{each.rss_mb:.1f}", f"{each.pss_mb:.1f}") for each in weights]
+    return Table(title, ("what", "processes", "RSS MB", "PSS MB"), rows)

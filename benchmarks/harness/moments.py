@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench_requests import get_request
 
+from harness.figures import Table
 from harness.wire import BenchError, get_json
 
 if TYPE_CHECKING:
@@ -92,5 +93,14 @@ def worker_replaced(daemon: Daemon, model: str, request: bytes) -> Moment:
 
 
 def _worker_pid(daemon: Daemon, model: str) -> int:
-    models = get_json(daemon.socket, "/skerry/v1/models")["models"]
+    models = get_json(daemon.address, "/skerry/v1/models")["models"]
     return next((int(each["pid"] or 0) for each in models if each["name"] == model), 0)
+
+
+def moment_table(title: str, moments: list[Moment]) -> Table:
+    """Waits for the reader."""
+    rows = [
+        (each.what, str(each.times), f"{each.median_s:.3f}", f"{each.low_s:.3f}", f"{each.high_s:.3f}")
+        for each in moments
+    ]
+    return Table(title, ("what", "times", "median s", "shortest", "longest"), rows)

@@ -1,6 +1,6 @@
-"""RESULTS.md: the figures of one run, the targets, and how to read them.
+"""RESULTS.md: the findings of one run, the targets, and how to read them.
 
-Does: text out of rows. Leaves out: measuring, and judging by eye: met or not met is computed.
+Does: Markdown out of findings. Leaves out: measuring, and judging (harness.targets).
 """
 
 from __future__ import annotations
@@ -8,21 +8,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.memory import DAEMON
-from harness.moments import COLD_START
-from harness.suites import FLOOR, TINY, small_models_label
+from harness.targets import judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from harness.load import Row
-    from harness.suites import Plan, Results
-
-MAX_PINNED_RATIO = 4.0
-MIN_RPS_AT_16 = 25_000.0
-MAX_DAEMON_RSS_MB = 40.0
-MAX_SMALL_MODELS_PSS_MB = 300.0
-MAX_COLD_START_S = 0.6
+    from harness.figures import Figure, Findings, Table
+    from harness.targets import Verdict
 
 _HOW_TO_READ = """\
 * Compare inside one table of one run. The load generator shares the machine's cores with what it measures,
@@ -37,176 +29,87 @@ _HOW_TO_READ = """\
 * A figure with errors is not a figure: errors are shown where there are any, and meet no target.
 * MB are 10^6 bytes. RSS counts shared pages in every process, PSS shares them out and may be added up."""
 
-
 _NUMBER = re.compile(r"[0-9,. ]*")
 
 
-class Verdict(NamedTuple):
-    """A target, what was measured, and whether it is met; None: this run did not measure it."""
+class Run(NamedTuple):
+    """What was measured, and how.
 
-    target: str
-    measured: str
-    met: bool | None
+    Attributes:
+        findings: of each suite, in order.
+        facts: about the machine, label -> value.
+        minutes: how long it took.
+        quick: its figures carry nothing.
+        left_out: names of suites that were not asked for.
+    """
 
+    findings: list[Findings]
+    facts: dict[str, str]
+    minutes: float
+    quick: bool
+    left_out: list[str]
 
-def verdicts(results: Results) -> list[Verdict]:
-    """Every target of the project, judged by this run."""
-    pinned = _rows_by_name(results.pinned, connections=1)
-    wide = _rows_by_name(results.load, connections=16)
-    # The daemon is judged at its heaviest.
-    rss_mb = max(
-        (each.rss_mb for each in results.weights if each.what.startswith(f"{DAEMON},")), default=None
-    )
-    label = small_models_label(20)
-    pss_mb = next((each.pss_mb for each in results.weights if each.what == label), None)
-    cold_s = next((each.median_s for each in results.moments if each.what == COLD_START), None)
-    return [
-        _ratio(pinned.get(TINY), pinned.get(FLOOR)),
-        _rate(wide.get(TINY)),
-        _at_most("daemon RSS", rss_mb, MAX_DAEMON_RSS_MB, "MB"),
-        _at_most("20 small models, PSS of all processes", pss_mb, MAX_SMALL_MODELS_PSS_MB, "MB"),
-        _at_most("cold start to the first answer", cold_s, MAX_COLD_START_S, "s"),
-    ]
+    def verdicts(self) -> list[Verdict]:
+        """Every target, judged by this run."""
+        figures: dict[str, Figure] = {}
+        for each in self.findings:
+            figures |= each.figures
+        return judge(figures)
 
 
-def _ratio(ours: Row | None, floor: Row | None) -> Verdict:
-    what = "one client, one core: p50 of the isolated MLP / C ping-pong"
-    if ours is None or floor is None:
-        return _at_most(what, None, MAX_PINNED_RATIO, "x")
-    verdict = _at_most(what, ours.p50_us / floor.p50_us, MAX_PINNED_RATIO, "x")
-    return _spoilt(verdict, ours.errors + floor.errors)
-
-
-def _rate(ours: Row | None) -> Verdict:
-    target = f"MLP, 16 connections: at least {MIN_RPS_AT_16:,.0f} requests/s"
-    if ours is None:
-        return Verdict(target, "not measured", None)
-    return _spoilt(Verdict(target, f"{ours.rps:,.0f} requests/s", ours.rps >= MIN_RPS_AT_16), ours.errors)
-
-
-def _at_most(what: str, measured: float | None, limit: float, unit: str) -> Verdict:
-    target = f"{what}: at most {limit:g} {unit}"
-    if measured is None:
-        return Verdict(target, "not measured", None)
-    return Verdict(target, f"{measured:.3g} {unit}", measured <= limit)
-
-
-def _spoilt(verdict: Verdict, errors: int) -> Verdict:
-    """A server that refuses is fast: no target is met with errors."""
-    return Verdict(verdict.target, f"{verdict.measured}, {errors} errors", met=False) if errors else verdict
-
-
-def _rows_by_name(tables: dict[str, list[Row]], connections: int) -> dict[str, Row]:
-    """Rows at so many connections. Of equal names the first table's counts: the MLP's floor, not Magika's."""
-    found: dict[str, Row] = {}
-    for rows in tables.values():
-        for row in rows:
-            if row.connections == connections:
-                found.setdefault(row.candidate, row)
-    return found
-
-
-def render(results: Results, facts: dict[str, str], plan: Plan, minutes: float) -> str:
+def render(run: Run) -> str:
     """The whole of RESULTS.md."""
     parts = ["# Benchmark results\n"]
-    if plan.quick:
+    if run.quick:
         parts.append("**A quick run: it shows that the benchmark works. Its figures carry nothing.**\n")
+    if run.left_out:
+        parts.append(f"A partial run, without {', '.join(run.left_out)}.\n")
+    written = (
+        f"Written by `make bench` in {run.minutes:.1f} minutes; the method is in [README.md](README.md).\n"
+    )
+    targets = [(each.target, each.measured, word(each, quick=run.quick)) for each in run.verdicts()]
     parts += [
-        f"Written by `make bench` in {minutes:.1f} minutes; the method is in [README.md](README.md).\n",
-        _table(("", ""), facts.items()),
+        written,
+        _markdown(("", ""), run.facts.items()),
         "## Targets\n",
-        _table(
-            ("target", "measured", "verdict"),
-            [(each.target, each.measured, word(each, plan)) for each in verdicts(results)],
-        ),
+        _markdown(("target", "measured", "verdict"), targets),
         f"## How to read it\n\n{_HOW_TO_READ}\n",
-        f"## Latency and throughput\n\nMedians of {plan.rounds} rounds of {plan.effort.seconds:g} s.\n",
-        *(f"### {title}\n\n{_load_table(rows)}" for title, rows in results.load.items()),
-        "## One client, everything on one core\n",
-        "Load generator, daemon and workers share it: pure CPU cost, no wake-ups.\n",
-        *(f"### {title}\n\n{_load_table(rows)}" for title, rows in results.pinned.items()),
-        "## In-process ONNX Runtime, the limit\n",
-        "No socket, no second process; *threads* are the session's, *callers* call at once.\n",
-        _limit_table(results),
-        "## Memory\n",
-        _table(
-            ("what", "processes", "RSS MB", "PSS MB"),
-            [
-                (each.what, str(each.processes), f"{each.rss_mb:.1f}", f"{each.pss_mb:.1f}")
-                for each in results.weights
-            ],
-        ),
-        "## Waiting times\n",
-        _table(
-            ("what", "times", "median s", "shortest", "longest"),
-            [
-                (
-                    each.what,
-                    str(each.times),
-                    f"{each.median_s:.3f}",
-                    f"{each.low_s:.3f}",
-                    f"{each.high_s:.3f}",
-                )
-                for each in results.moments
-            ],
-        ),
     ]
+    for findings in run.findings:
+        parts += _section(findings)
     return "\n".join(parts)
 
 
-def word(verdict: Verdict, plan: Plan) -> str:
+def word(verdict: Verdict, *, quick: bool) -> str:
     """The verdict as text; a quick run judges nothing."""
-    if plan.quick:
+    if verdict.met is None:
         return "not judged"
-    return {True: "met", False: "NOT MET", None: "not measured"}[verdict.met]
+    if quick:
+        return "not judged: quick"
+    return "met" if verdict.met else "NOT MET"
 
 
-def _load_table(rows: Sequence[Row]) -> str:
-    floors = {row.connections: row.p50_us for row in reversed(rows)}
-    cells = [
-        (
-            row.candidate,
-            str(row.connections),
-            _us(row.p50_us),
-            f"{_us(row.p50_low_us)} .. {_us(row.p50_high_us)}",
-            f"{row.p50_us / floors[row.connections]:.2f}",
-            _us(row.p99_us),
-            f"{row.rps:,.0f}",
-            str(row.errors or ""),
-        )
-        for row in sorted(rows, key=lambda row: row.connections)
-    ]
-    head = ("candidate", "connections", "p50 µs", "p50 range µs", "x first", "p99 µs", "requests/s", "errors")
-    return _table(head, cells)
+def _section(findings: Findings) -> list[str]:
+    parts = [f"## {findings.title}\n"]
+    if findings.notes:
+        parts.append(f"{findings.notes}\n")
+    return parts + [_table(table) for table in findings.tables]
 
 
-def _limit_table(results: Results) -> str:
-    return _table(
-        ("model", "threads", "callers", "p50 µs", "p99 µs", "runs/s"),
-        [
-            (
-                row.model,
-                str(row.threads),
-                str(row.callers),
-                _us(row.p50_us),
-                _us(row.p99_us),
-                f"{row.rps:,.0f}",
-            )
-            for row in results.limits
-        ],
-    )
+def _table(table: Table) -> str:
+    notes = f"{table.notes}\n\n" if table.notes else ""
+    return f"### {table.title}\n\n{notes}{_markdown(table.head, table.rows)}"
 
 
-def _us(value: float) -> str:
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; columns of numbers are right-aligned."""
-    body = [tuple(row) for row in rows]
-    rules = [
-        "---:" if all(_NUMBER.fullmatch(cell) for cell in column) else "---"
-        for column in zip(*body, strict=True)
-    ]
+    body = [tuple(_cell(cell) for cell in row) for row in rows]
+    columns = zip(*body, strict=True) if body else [()] * len(head)
+    rules = ["---:" if column and all(map(_NUMBER.fullmatch, column)) else "---" for column in columns]
     lines = [" | ".join(head), " | ".join(rules), *(" | ".join(row) for row in body)]
     return "".join(f"| {line} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell, such as a failure's reason."""
+    return " ".join(text.split()).replace("|", "\\|")

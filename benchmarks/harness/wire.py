@@ -1,7 +1,9 @@
-"""One request, one raw answer, over a Unix socket.
+"""One request, one raw answer.
 
 Does: exchange bytes with a server, for readiness, status, and recording an answer.
 Leaves out: load (loadgen.c).
+
+An address is written as the C programs take it: unix:PATH or tcp:A.B.C.D:PORT.
 """
 
 from __future__ import annotations
@@ -9,12 +11,9 @@ from __future__ import annotations
 import json
 import re
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench_requests import get_request
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from bench_requests import get_request, post_request
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _MAX_ANSWER_BYTES = 64 << 20
@@ -24,16 +23,14 @@ class BenchError(Exception):
     """A measurement that cannot be made; the message says which and why."""
 
 
-def exchange(path: Path, request: bytes, *, timeout_s: float = 10.0) -> bytes:
+def exchange(address: str, request: bytes, *, timeout_s: float = 10.0) -> bytes:
     """Send `request` on a connection of its own and return the whole answer, head included.
 
     Raises:
         OSError: nobody listens, or no answer within `timeout_s`.
         BenchError: the answer is not HTTP/1.1 with a Content-Length.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_s)
-        connection.connect(str(path))
+    with _connect(address, timeout_s) as connection:
         connection.sendall(request)
         answer = b""
         while len(answer) < _MAX_ANSWER_BYTES:
@@ -48,15 +45,38 @@ def exchange(path: Path, request: bytes, *, timeout_s: float = 10.0) -> bytes:
     raise BenchError(f"answer: expected at most {_MAX_ANSWER_BYTES} bytes, got more")
 
 
+def _connect(address: str, timeout_s: float) -> socket.socket:
+    kind, _, rest = address.partition(":")
+    if kind == "tcp":
+        host, _, port = rest.partition(":")
+        return socket.create_connection((host, int(port)), timeout_s)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout_s)
+    try:
+        connection.connect(rest)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 def status_of(answer: bytes) -> int:
     """The status code of a raw answer."""
     return int(answer.split(b" ", 2)[1])
 
 
-def get_json(path: Path, page: str) -> dict[str, Any]:
-    """A page of the daemon's, decoded."""
-    answer = exchange(path, get_request(page))
+def get_json(address: str, page: str) -> dict[str, Any]:
+    """A page, decoded. Raises BenchError if it is not answered with 200."""
+    answer = exchange(address, get_request(page))
     if status_of(answer) != 200:
         raise BenchError(f"GET {page}: expected 200, got {answer[:300]!r}")
     decoded: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
     return decoded
+
+
+def post_json(address: str, page: str, document: dict[str, Any]) -> None:
+    """Send a document. Raises BenchError if it is not answered with 200."""
+    body = json.dumps(document).encode()
+    answer = exchange(address, post_request(page, body, "Content-Type: application/json\r\n"))
+    if status_of(answer) != 200:
+        raise BenchError(f"POST {page}: expected 200, got {answer[:300]!r}")

@@ -1,0 +1,107 @@
+"""Large tensors: 600 KB and 6 MB through the socket beside C, and in registered shared memory."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import bench_requests
+from bench_models import FIRST, LARGE_VALUES, PICTURE_VALUES, row_input
+
+from harness.figures import Figure, Findings
+from harness.load import FLOOR, Candidate, Row, find, floor_for, load_table
+from harness.stage import expect_ok
+from harness.tools import Load
+from harness.wire import BenchError, post_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.daemon import Daemon
+    from harness.stage import Stage
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is
+_SOCKET = "skerry, over the socket"
+_BORN = "skerry, born in registered shared memory"
+_COPIED = "skerry, copied there by the client"
+_EXTENSION = "system_shared_memory"
+
+_NOTES = """\
+The model gives back the first eight values, so what is measured is the way of the tensor. C reads the same bytes and
+answers with the same. A tensor is *born* in shared memory where a decoder or camera writes there itself; else the
+client copies it there for each request."""
+
+
+def measure(stage: Stage) -> Findings:
+    """Both sizes, with one client and both ways."""
+    findings = Findings("Large tensors", _NOTES)
+    with stage.serving(FIRST) as daemon:
+        for name, title, values in (("600k", "600 KB", PICTURE_VALUES), ("6m", "6 MB", LARGE_VALUES)):
+            rows, refusal = _compare(stage, daemon, name, values)
+            findings.tables.append(
+                load_table(f"{title}, one connection", rows, refusal and f"Shared memory: {refusal}.")
+            )
+            findings.figures |= _figures(name, rows, refusal)
+    return findings
+
+
+def _compare(stage: Stage, daemon: Daemon, name: str, values: int) -> tuple[list[Row], str]:
+    """The rows, and why shared memory has none."""
+    tensor = row_input(values)[0]
+    request = bench_requests.infer_request(FIRST.name, [tensor])
+    over_socket = Load(daemon.address, stage.request(f"large-{name}", request), request.variation)
+    with contextlib.ExitStack() as stack:
+        floor, _ = stack.enter_context(floor_for(stage.tools, daemon.address, over_socket.request))
+        candidates = [Candidate(FLOOR, floor), Candidate(_SOCKET, over_socket)]
+        refusal = ""
+        try:
+            region = stack.enter_context(_registered(daemon, tensor.values.tobytes()))
+        except (BenchError, OSError) as error:
+            refusal = str(error)
+        else:
+            referring = bench_requests.region_request(FIRST.name, tensor, region.name)
+            file = stage.request(f"region-{name}", referring)
+            expect_ok(daemon.address, file)
+            for label, copied in ((_BORN, False), (_COPIED, True)):
+                load = Load(daemon.address, file, referring.variation, region=region, copied=copied)
+                candidates.append(Candidate(label, load))
+        return stage.series.compare(candidates, (1,)), refusal
+
+
+@contextlib.contextmanager
+def _registered(daemon: Daemon, content: bytes) -> Iterator[Path]:
+    """A file of shared memory with `content`, registered under its own name; gone afterwards.
+
+    Raises:
+        BenchError: the daemon does not take any.
+    """
+    if not daemon.serves(_EXTENSION):
+        raise BenchError(f"not served: {_EXTENSION} is not among the daemon's extensions")
+    with tempfile.NamedTemporaryFile(prefix="skerry-bench-", dir=SHARED_MEMORY) as file:
+        file.write(content)
+        file.flush()
+        region = Path(file.name)
+        page = f"/v2/systemsharedmemory/region/{region.name}"
+        document = {"key": f"/{region.name}", "offset": 0, "byte_size": len(content)}
+        post_json(daemon.address, f"{page}/register", document)
+        try:
+            yield region
+        finally:
+            post_json(daemon.address, f"{page}/unregister", {})
+
+
+def _figures(name: str, rows: list[Row], refusal: str) -> dict[str, Figure]:
+    floor, ours = find(rows, FLOOR), find(rows, _SOCKET)
+    if name == "6m" and floor and ours:
+        return {"socket_6m": Figure(ours.p50_us / floor.p50_us, "", ours.errors + floor.errors)}
+    if name != "600k":
+        return {}
+    born, copied = find(rows, _BORN), find(rows, _COPIED)
+    if born is None or copied is None:
+        return {"region_600k": Figure(None, refusal)}
+    note = f"copied by the client: {copied.p50_us:.0f} µs"
+    if ours:
+        note += f", over the socket: {ours.p50_us:.0f} µs"
+    return {"region_600k": Figure(born.p50_us, note, born.errors)}

@@ -1,0 +1,286 @@
+"""The benchmark's Python half: what it sends, how it sums up, and what it calls met."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+# --- Requests
+
+
+def parts(content):
+    head, _, body = content.partition(b"\r\n\r\n")
+    lengths = dict(line.split(b": ") for line in head.split(b"\r\n")[1:])
+    assert int(lengths[b"Content-Length"]) == len(body)
+    json_size = int(lengths.get(b"Inference-Header-Content-Length", len(body)))
+    return json.loads(body[:json_size]), body[json_size:]
+
+
+def test_an_infer_request_says_how_long_its_parts_are_and_where_it_varies(harness):
+    requests, models = harness("bench_requests"), harness("bench_models")
+    request = requests.infer_request("m", models.sentence_input())
+    header, tensors = parts(request.content)
+    assert [each["parameters"]["binary_data_size"] for each in header["inputs"]] == [256] * 3
+    assert len(tensors) == 3 * 256
+    assert header["id"] == "bench-00000000"
+    digits_at, bytes_at, stride, _ = request.variation
+    assert request.content[digits_at : digits_at + 8] == requests.SEQUENCE
+    assert request.content[bytes_at:] == tensors
+    assert stride == 8
+
+
+def test_varied_tokens_and_floats_stay_what_a_model_takes(harness):
+    requests, models = harness("bench_requests"), harness("bench_models")
+    for inputs, most in ((models.sentence_input(), 30522), (models.magika_input(), 256)):
+        request = requests.infer_request("m", inputs)
+        content = bytearray(request.content)
+        for index in range(4):
+            content[request.variation.bytes_at + index * request.variation.stride] = 0xFF
+        _, tensors = parts(bytes(content))
+        first = inputs[0].values
+        varied = np.frombuffer(tensors[: first.nbytes], first.dtype)
+        assert (varied[:4] != first.ravel()[:4]).any()
+        assert varied.max() <= most
+    (row,) = models.mlp_input()
+    request = requests.infer_request("m", [row], new_id=False)
+    assert request.variation.digits_at is None
+    content = bytearray(request.content)
+    content[request.variation.bytes_at] ^= 0xFF
+    varied = np.frombuffer(bytes(content)[-row.values.nbytes :], np.float32)
+    assert varied == pytest.approx(row.values.ravel(), rel=1e-4)
+    assert varied[0] != row.values[0, 0]
+
+
+def test_a_request_for_shared_memory_names_its_region_and_carries_no_tensor(harness):
+    requests, models = harness("bench_requests"), harness("bench_models")
+    (row,) = models.row_input(1000)
+    request = requests.region_request("m", row, "r")
+    header, tensors = parts(request.content)
+    assert header["inputs"][0]["parameters"] == {
+        "shared_memory_region": "r",
+        "shared_memory_byte_size": 4000,
+    }
+    assert tensors == b""
+    assert request.variation[1:3] == (0, 4)
+
+
+def test_other_forms_carry_the_same_values(harness):
+    requests, models = harness("bench_requests"), harness("bench_models")
+    inputs = models.mlp_input()
+    values = inputs[0].values
+    as_json, _ = parts(requests.json_request("m", inputs).content)
+    assert np.array(as_json["inputs"][0]["data"], np.float32).tobytes() == values.tobytes()
+    raw = requests.raw_request("/raw", inputs)
+    assert raw.content[raw.variation.bytes_at :] == values.tobytes()
+    encoded = requests.base64_request("/predict", inputs)
+    document, _ = parts(encoded.content)
+    assert document["id"].encode() == requests.SEQUENCE
+    assert encoded.content[encoded.variation.digits_at :].startswith(requests.SEQUENCE)
+
+
+# --- Models
+
+
+def test_built_models_take_their_inputs_in_batches(harness, tmp_path):
+    models, limit = harness("bench_models"), harness("harness.limit")
+    for model in (models.CNN, models.FIRST, models.MLP):
+        file = tmp_path / f"{model.name}.onnx"
+        file.write_bytes(model.build())
+        one, four = limit.InProcess.of(model, file, tmp_path).measure(
+            [limit.ONE_THREAD, limit.Setting(1, 1, batch=4)], 0.02
+        )
+        assert 0 < one.p50_us <= one.p99_us
+        assert four.rps > 0
+
+
+def test_the_encoder_is_a_real_ones_size(harness):
+    onnx = pytest.importorskip("onnx")
+    models = harness("bench_models")
+    model = onnx.load_from_string(models.encoder())
+    weights = sum(math.prod(constant.dims) for constant in model.graph.initializer)
+    assert 22e6 < weights < 23e6  # all-MiniLM-L6-v2 has 22.7 million
+    shape = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.output[0].type.tensor_type.shape
+    assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ["N", models.ENCODER.width]
+
+
+# --- Figures
+
+
+def sample(tools, **fields):
+    usual = {"requests": 9, "errors": 0, "rps": 100.0, "mean_us": 1.0, "p50_us": 1.0, "p90_us": 1.0}
+    return tools.Sample(**(usual | {"p99_us": 1.0, "max_us": 1.0} | fields))
+
+
+def test_a_row_has_the_medians_and_the_range_of_the_rounds(harness):
+    load, tools = harness("harness.load"), harness("harness.tools")
+    rounds = [
+        sample(tools, errors=e, rps=r, p50_us=p, p99_us=2 * p)
+        for e, r, p in ((0, 100.0, 30.0), (1, 300.0, 10.0), (2, 200.0, 20.0))
+    ]
+    row = load.row_of("x", 16, rounds)
+    assert (row.p50_us, row.p50_low_us, row.p50_high_us) == (20.0, 10.0, 30.0)
+    assert (row.p99_us, row.rps, row.errors) == (40.0, 200.0, 3)
+
+
+def test_rows_are_compared_with_the_first_at_as_many_connections(harness):
+    load, tools = harness("harness.load"), harness("harness.tools")
+    rows = [
+        load.row_of(name, connections, [sample(tools, p50_us=p50)])
+        for name, connections, p50 in (("c", 1, 10.0), ("us", 1, 25.0), ("c", 16, 100.0), ("us", 16, 150.0))
+    ]
+    table = load.load_table("t", rows)
+    assert [(row[0], row[1], row[4]) for row in table.rows] == [
+        ("c", "1", "1.00"), ("us", "1", "2.50"), ("c", "16", "1.00"), ("us", "16", "1.50"),
+    ]  # fmt: skip
+    assert load.find(rows, "us", 16).p50_us == 150.0
+    assert load.find(rows, "us", 64) is None
+
+
+def test_no_answer_at_all_is_no_latency_of_zero(harness):
+    tools = harness("harness.tools")
+    zero = dict.fromkeys(tools.Sample.__dataclass_fields__, 0)
+    found = tools._sample(tools.Load("unix:s", Path("r")), 0, json.dumps(zero), "")
+    assert found.p99_us == math.inf
+    assert found.errors == 1
+
+
+def test_targets_are_judged_by_their_bound(harness):
+    targets, figures = harness("harness.targets"), harness("harness.figures")
+    found = {
+        verdict.target: verdict
+        for verdict in targets.judge(
+            {
+                "pinned": figures.Figure(2.3, "beside"),
+                "rate_16": figures.Figure(100_000.0),
+                "swap_failed": figures.Figure(0),
+                "daemon_rss": figures.Figure(29.0, errors=3),
+                "region_600k": figures.Figure(None, "not served"),
+            }
+        )
+    }
+    by_start = {key: next(v for text, v in found.items() if text.startswith(key)) for key in (
+        "tiny MLP, one client", "tiny MLP, 16", "hot swap under load: failed", "daemon RSS", "600 KB", "cold",
+    )}  # fmt: skip
+    measured = {key: (verdict.measured, verdict.met) for key, verdict in by_start.items()}
+    assert measured == {
+        "tiny MLP, one client": ("2.3 x (beside)", False),
+        "tiny MLP, 16": ("100,000 requests/s", True),
+        "hot swap under load: failed": ("0", True),
+        "daemon RSS": ("29 MB, 3 errors", False),
+        "600 KB": ("not served", None),
+        "cold": ("not measured", None),
+    }
+
+
+def test_every_target_is_measured_by_a_suite(harness):
+    targets = harness("harness.targets")
+    sources = "".join(file.read_text() for file in (BENCHMARKS / "harness" / "suites").glob("*.py"))
+    families = ("rate_", "busy_", "lone_", "flood_")  # keys that are made of a model or a number
+    for target in targets.TARGETS:
+        written = next((family for family in families if target.key.startswith(family)), target.key)
+        assert f'"{written}' in sources, target.key
+
+
+def test_the_results_show_a_partial_run_and_keep_a_cell_in_its_row(harness):
+    report, figures = harness("harness.report"), harness("harness.figures")
+    findings = figures.Findings("T", "Notes.", [figures.Table("t", ("a", "b"), [("x|y\nz", "1.5")])])
+    text = report.render(report.Run([findings], {"CPU": "one"}, 1.0, quick=True, left_out=["swap"]))
+    assert "A partial run, without swap." in text
+    assert "| x\\|y z | 1.5 |" in text
+    assert "| --- | ---: |" in text
+    assert "met |" not in text
+
+
+# --- Processes
+
+
+def test_system_calls_are_read_out_of_straces_summary(harness):
+    summary = """\
+% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 60.00    0.003000           1      2001           read
+ 40.00    0.002000           1      2000        17 epoll_pwait
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.005000           1      4001        17 total
+"""
+    found = harness("harness.processtime").parse_summary(summary)
+    assert found == {"read": 2001, "epoll_pwait": 2000}
+
+
+def test_what_a_process_spends_is_counted_with_threads_that_ended(harness):
+    psutil, processtime = harness("psutil"), harness("harness.processtime")
+    program = (
+        "import sys, threading, time; print(flush=True)\n"
+        "for _ in sys.stdin:\n"
+        "    thread = threading.Thread(target=lambda: sum(range(2_000_000)))\n"
+        "    thread.start(); thread.join(); time.sleep(0.2); print(flush=True)\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        with processtime.spending({"p": psutil.Process(process.pid)}) as spent:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            process.stdout.readline()
+        process.stdin.close()
+    assert spent["p"].cpu_ns > 5_000_000
+    assert spent["p"].switches is None
+
+
+# --- From end to end
+
+
+def run(*options, timeout):
+    command = [sys.executable, BENCHMARKS / "run.py", "--quick", *options]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=timeout, env=environment
+    )
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_one_suite_runs_from_end_to_end(tmp_path):
+    output = tmp_path / "RESULTS.md"
+    result = run("--only", "open", "--output", output, timeout=110)
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = output.read_text()
+    assert "A quick run" in text
+    assert "## Open loop" in text
+    assert "A partial run, without latency, heavy," in text
+    assert "| C ping-pong |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_every_suite_runs_from_end_to_end(tmp_path):
+    output = tmp_path / "RESULTS.md"
+    result = run("--output", output, timeout=590)
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = output.read_text()
+    for title in (
+        "## Targets",
+        "## Heavier models",
+        "## Hot swap under load",
+        "## Where the time",
+        "## Memory",
+    ):
+        assert title in text
