@@ -13,11 +13,12 @@
  *     -m FILE            maps FILE, the memory that a request refers to: -v writes there
  *     -k                 copies all of that memory's content there before each request
  *     -u UID:GID         becomes that user before it connects
+ *     -l CONNECTIONS     gives up when the server has closed so many, 1000
  *     -p CPU             runs there
  *
  * Closed loop: each connection sends REQUEST_FILE, waits for the whole answer, and sends it again, so N connections are
- * N clients that each wait for their answer. Latency runs from just before the request's first write to the last byte of
- * its answer. Open loop: requests are due at moments that do not depend on answers, and latency runs from that moment,
+ * N clients that each wait for their answer. Latency runs from just before the request's first write to the answer's
+ * last byte. Open loop: requests are due at moments that do not depend on answers, and latency runs from that moment,
  * whether or not a connection was free then; a server that stops for a while is charged for every request that was
  * due meanwhile. `late_*` is how late this program itself was with a free connection at hand.
  *
@@ -50,7 +51,6 @@ enum {
     SEQUENCE_BYTES = 4,
     MAX_SEQUENCES = 4,
     DRAIN_S = 2,
-    MAX_LOST_CONNECTIONS = 1000, /* a server that closes every connection is not worth more time */
 };
 
 struct connection {
@@ -78,10 +78,20 @@ static struct {
     const char *region_file;
     int copy_region;
     long connections, max_requests;
+    long most_lost_connections; /* a server that closes every connection is not worth more time */
     double seconds, warm_up_seconds, rate;
     uint64_t seed;
     long uid, gid; /* uid -1: stay */
-} plan = {.bytes_at = -1, .cycle = 100000000, .connections = 1, .seconds = 1, .warm_up_seconds = 0.2, .seed = 1, .uid = -1};
+} plan = {
+    .bytes_at = -1,
+    .cycle = 100000000,
+    .connections = 1,
+    .most_lost_connections = 1000,
+    .seconds = 1,
+    .warm_up_seconds = 0.2,
+    .seed = 1,
+    .uid = -1,
+};
 
 static struct latencies latencies, lateness;
 static struct arrivals arrivals;
@@ -91,7 +101,7 @@ static char *region, *region_content;
 static size_t region_size;
 static int poller;
 static uint64_t sequence, counted_from_ns, end_ns, errors;
-static int lost_connections;
+static long lost_connections;
 static volatile sig_atomic_t told_to_stop;
 
 static uint64_t now_ns(void)
@@ -156,7 +166,7 @@ static void next_request(struct connection *connection);
 
 static void reconnect(struct connection *connection)
 {
-    if (++lost_connections > MAX_LOST_CONNECTIONS)
+    if (++lost_connections > plan.most_lost_connections)
         fail("the server keeps closing connections", plan.address_text);
     close(connection->fd);
     open_connection(connection);
@@ -405,7 +415,8 @@ static void check_offsets(void)
         if (plan.digits_at[i] < 0 || (size_t)plan.digits_at[i] + SEQUENCE_DIGITS > plan.request_size)
             fail("sequence offset", "expected eight bytes of the request behind it");
     size_t room = region != NULL ? region_size : plan.request_size;
-    if (plan.bytes_at >= 0 && (plan.bytes_stride < 1 || (size_t)plan.bytes_at + (SEQUENCE_BYTES - 1) * (size_t)plan.bytes_stride >= room))
+    size_t last_byte = (size_t)plan.bytes_at + (SEQUENCE_BYTES - 1) * (size_t)plan.bytes_stride;
+    if (plan.bytes_at >= 0 && (plan.bytes_stride < 1 || last_byte >= room))
         fail("-v", "expected OFFSET,STRIDE with four such bytes inside the request or the region");
     if (plan.copy_region && region == NULL)
         fail("-k", "expected -m with it");
@@ -437,13 +448,14 @@ static void parse_option(int option, const char *value)
         if (sscanf(value, "%ld:%ld", &plan.uid, &plan.gid) != 2 || plan.uid < 0 || plan.gid < 0)
             fail("-u: expected UID:GID, got", value);
         break;
+    case 'l': plan.most_lost_connections = strtol(value, NULL, 10); break;
     default: exit(2);
     }
 }
 
 static void parse_arguments(int argc, char **argv)
 {
-    for (int option; (option = getopt(argc, argv, "c:d:w:n:r:g:p:s:v:y:m:ku:")) != -1;)
+    for (int option; (option = getopt(argc, argv, "c:d:w:n:r:g:p:s:v:y:m:ku:l:")) != -1;)
         parse_option(option, optarg);
     if (argc - optind != 2)
         fail("usage", "loadgen [OPTION]... ADDRESS REQUEST_FILE");

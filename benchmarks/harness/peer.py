@@ -18,6 +18,7 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,6 +60,7 @@ class Peer:
 
     Attributes:
         name: of its environment.
+        package: on PyPI.
         label: for the tables, with the form of its requests.
         script: in benchmarks/peers; its arguments are a folder, an HTTP port, another port, and `Choice.instances`.
         request: what to ask.
@@ -66,6 +68,7 @@ class Peer:
     """
 
     name: str
+    package: str
     label: str
     script: str
     request: Callable[[Model], Request]
@@ -77,12 +80,14 @@ _ONE_PROCESS = {"mlp": Choice(1, 1, 1), "minilm": Choice(CORES, 1, 16), "cnn": C
 PEERS = (
     Peer(
         "fastapi",
+        "fastapi",
         "FastAPI + uvicorn, raw bytes",
         "fastapi_start.py",
         lambda model: bench_requests.raw_request("/raw", model.inputs()),
         {"mlp": Choice(1, 1, 1), "minilm": Choice(1, CORES, 1), "cnn": Choice(1, CORES, 1)},
     ),
     Peer(
+        "litserve",
         "litserve",
         "LitServe, JSON with base64",
         "litserve_start.py",
@@ -91,6 +96,7 @@ PEERS = (
     ),
     Peer(
         "mlserver",
+        "mlserver",
         "MLServer, OIP JSON",
         "mlserver_start.py",
         lambda model: bench_requests.json_request("m", model.inputs()),
@@ -98,12 +104,20 @@ PEERS = (
     ),
     Peer(
         "triton",
+        "nvidia-pytriton",
         "Triton's binary, Python backend, OIP binary",
         "triton_start.py",
         lambda model: bench_requests.infer_request("m", model.inputs()),
         {"mlp": Choice(1, 1, 64), "minilm": Choice(1, CORES, 16), "cnn": Choice(1, CORES, 1)},
     ),
 )
+
+
+def version_of(peer: Peer, environments: Path) -> str:
+    """The version of its package, or "none"."""
+    places = [str(folder) for folder in (environments / peer.name / "lib").glob("*/site-packages")]
+    found = metadata.distributions(name=peer.package, path=places)
+    return next((distribution.version for distribution in found), "none")
 
 
 class Served(NamedTuple):

@@ -79,7 +79,7 @@ def _read(process: psutil.Process) -> _Reading:
     return _Reading(cpu_ns(process), threads_ns, cpu.user, cpu.system, switches)
 
 
-def system_calls(process: psutil.Process, folder: Path, work: Callable[[], None]) -> dict[str, int] | None:
+def system_calls(process: psutil.Process, folder: Path, work: Callable[[], object]) -> dict[str, int] | None:
     """Calls by name that a process and its threads made during `work`; None if strace cannot say.
 
     Tracing slows the process down several times over, so nothing may be timed meanwhile.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-pthread")
 _LIBRARIES = ("-lm",)
 _GRACE_S = 20.0
+_NEVER = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class Load:
         copied: the client copies its tensor there before each request.
         user: uid and gid of the client; None: ours.
         requests: ends after so many; None: when the time is up.
+        stubborn: goes on however many connections the server closes.
     """
 
     address: str
@@ -129,6 +131,7 @@ class Load:
     copied: bool = False
     user: tuple[int, int] | None = None
     requests: int | None = None
+    stubborn: bool = False
 
     def options(self) -> list[str]:
         """As the load generator takes them."""
@@ -143,6 +146,7 @@ class Load:
         options += ["-k"] if self.copied else []
         options += ["-u", f"{self.user[0]}:{self.user[1]}"] if self.user is not None else []
         options += ["-n", str(self.requests)] if self.requests is not None else []
+        options += ["-l", str(_NEVER)] if self.stubborn else []
         return options
 
 

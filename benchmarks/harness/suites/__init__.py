@@ -43,7 +43,7 @@ SUITES = (
     Suite("waiting", waiting.measure, 15),
     Suite("swap", swap.measure, 20),
     Suite("flood", flood.measure, 25),
-    Suite("cost", cost.measure, 20),
+    Suite("cost", cost.measure, 30),
 )
 #: Only measured when asked for.
 PEERS = Suite("peers", peers.measure, 240)

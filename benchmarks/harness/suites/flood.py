@@ -24,11 +24,15 @@ _FLOODING_CONNECTIONS = 128
 _LONGEST_S = 60.0
 #: A queue of a few hundred requests of milliseconds takes more than a second to go round.
 _EFFORT = Effort(seconds=2.0, warm_up_s=0.3)
+_VICTIM_CONNECTIONS = 16
+#: Requests per second of the victim, in an open loop: a small part of what the model can do.
+_RATES = {MLP.name: 500.0, CNN.name: 50.0}
 
 _NOTES = f"""\
-Two users, by uid. One has one connection and one request at a time; the other {_FLOODING_CONNECTIONS} connections
-that each send as fast as they are answered, and whatever that user is refused is no error here. The load generators
-share the machine's cores with the daemon, the flooding one too."""
+Two users, by uid. One asks {_RATES[MLP.name]:,.0f} times a second for the MLP, or {_RATES[CNN.name]:,.0f} times for
+the CNN, in an open loop; the other has {_FLOODING_CONNECTIONS} connections that each send as fast as they are answered,
+and whatever that user is refused is no error here. The load generators share the machine's cores with the daemon, the
+flooding one too."""
 
 
 class _Round(NamedTuple):
@@ -72,11 +76,11 @@ def measure(stage: Stage) -> Findings:
 def _round(stage: Stage, load: Load, model: Model) -> _Round:
     stage.say(f"{model.name} is flooded")
     gid = os.getegid()
-    victim = replace(load, user=(_VICTIM_UID, gid))
-    flooding = replace(load, user=(_FLOODING_UID, gid))
-    alone = run_load(stage.tools, victim, _EFFORT, 1)
+    victim = replace(load, user=(_VICTIM_UID, gid), rate=_RATES[model.name])
+    flooding = replace(load, user=(_FLOODING_UID, gid), stubborn=True)
+    alone = run_load(stage.tools, victim, _EFFORT, _VICTIM_CONNECTIONS)
     with background_load(stage.tools, flooding, Effort(_LONGEST_S, 0), _FLOODING_CONNECTIONS) as running:
-        flooded = run_load(stage.tools, victim, _EFFORT, 1)
+        flooded = run_load(stage.tools, victim, _EFFORT, _VICTIM_CONNECTIONS)
         return _Round(alone, flooded, running.end())
 
 

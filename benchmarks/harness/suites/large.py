@@ -19,6 +19,8 @@ from harness.wire import BenchError, post_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bench_requests import InputTensor
+
     from harness.daemon import Daemon
     from harness.stage import Stage
 
@@ -52,6 +54,7 @@ def _compare(stage: Stage, daemon: Daemon, name: str, values: int) -> tuple[list
     tensor = row_input(values)[0]
     request = bench_requests.infer_request(FIRST.name, [tensor])
     over_socket = Load(daemon.address, stage.request(f"large-{name}", request), request.variation)
+    _expect_first(daemon, over_socket.request, tensor)
     with contextlib.ExitStack() as stack:
         floor, _ = stack.enter_context(floor_for(stage.tools, daemon.address, over_socket.request))
         candidates = [Candidate(FLOOR, floor), Candidate(_SOCKET, over_socket)]
@@ -63,11 +66,19 @@ def _compare(stage: Stage, daemon: Daemon, name: str, values: int) -> tuple[list
         else:
             referring = bench_requests.region_request(FIRST.name, tensor, region.name)
             file = stage.request(f"region-{name}", referring)
-            expect_ok(daemon.address, file)
+            _expect_first(daemon, file, tensor)
             for label, copied in ((_BORN, False), (_COPIED, True)):
                 load = Load(daemon.address, file, referring.variation, region=region, copied=copied)
                 candidates.append(Candidate(label, load))
         return stage.series.compare(candidates, (1,)), refusal
+
+
+def _expect_first(daemon: Daemon, request: Path, tensor: InputTensor) -> None:
+    """The answer ends in the row's first values, or what is measured is not the way of this tensor."""
+    expected = tensor.values[0, : FIRST.width].tobytes()
+    answer = expect_ok(daemon.address, request)
+    if not answer.endswith(expected):
+        raise BenchError(f"{request.name}: expected the first values of its row, got {answer[-100:]!r}")
 
 
 @contextlib.contextmanager

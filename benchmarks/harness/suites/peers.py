@@ -38,7 +38,8 @@ def measure(stage: Stage) -> Findings:
     """The MLP, the encoder and the CNN, each through every server that starts."""
     if stage.peers is None:
         raise BenchError("peers: expected the folder of their environments")
-    findings = Findings("Peers", _NOTES)
+    versions = ", ".join(f"{each.package} {peer.version_of(each, stage.peers)}" for each in peer.PEERS)
+    findings = Findings("Peers", f"{_NOTES} Versions: {versions}.")
     weights: list[Weight] = []
     for model in (MLP, ENCODER, CNN):
         with contextlib.ExitStack() as stack:
