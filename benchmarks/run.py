@@ -18,6 +18,7 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+RESULTS = HERE / "RESULTS.md"
 sys.path[:0] = [str(HERE), str(ROOT / "tests" / "support")]
 
 from harness.daemon import throwaway_home  # noqa: E402 - the path comes first
@@ -35,6 +36,7 @@ def main() -> int:
     """Run the benchmark; 0 if all of it could be made, whether or not the targets are met."""
     options = _arguments()
     suites = _chosen(options)
+    output = options.output or (ROOT / ".bench" / "RESULTS.md" if options.quick or options.only else RESULTS)
     plan = QUICK if options.quick else FULL
     console = Console()
     machine = facts()  # before the load of our own
@@ -53,9 +55,9 @@ def main() -> int:
     minutes = (time.monotonic() - started) / 60
     left_out = [suite.name for suite in SUITES if suite not in suites]
     run = Run(findings, machine, minutes, plan.quick, left_out)
-    options.output.write_text(render(run), encoding="utf-8")
+    output.write_text(render(run), encoding="utf-8")
     _show_targets(console, run)
-    console.print(f"written to {options.output}", highlight=False)
+    console.print(f"written to {output}", highlight=False)
     return 1 if any(each.failed for each in findings) else 0
 
 
@@ -86,7 +88,9 @@ def _arguments() -> argparse.Namespace:
         metavar="DIR",
         help="their environments, made by benchmarks/peers/install.sh; default: %(default)s",
     )
-    parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md", help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, help=f"default: {RESULTS}; a part or a quick run: .bench/RESULTS.md"
+    )
     beside = Path(sys.executable).with_name("skerry")
     parser.add_argument(
         "--skerry", type=Path, default=beside, help="the program to measure; default: %(default)s"

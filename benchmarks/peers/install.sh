@@ -1,6 +1,6 @@
 #!/bin/sh
 # install.sh DIR: the servers that Skerry is compared with, each in an environment of its own, because their pins
-# exclude each other. 600 MB of disk. One that cannot be installed leaves DIR/NAME.failed with the reason, which the
+# exclude each other. 1.3 GB of disk. One that cannot be installed leaves DIR/NAME.failed with the reason, which the
 # results show; the others go on.
 #
 # All run the ONNX Runtime that Skerry runs here, so that the comparison is one of servers.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import http.server
 import importlib
 import json
 import math
@@ -9,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +212,121 @@ def test_the_results_show_a_partial_run_and_keep_a_cell_in_its_row(harness):
     assert "| x\\|y z | 1.5 |" in text
     assert "| --- | ---: |" in text
     assert "met |" not in text
+
+
+# --- Shared memory
+
+
+class _Registering(http.server.BaseHTTPRequestHandler):
+    """As much of Triton's shared-memory extension as the benchmark uses; the answer is the row's first values."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self._answer(b'{"extensions": ["system_shared_memory"]}')
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        regions, name = self.server.regions, self.path.split("/")[-2]
+        if self.path.endswith("/register"):
+            regions[name] = self.server.shared_memory / json.loads(body)["key"][1:]
+        elif self.path.endswith("/unregister"):
+            del regions[name]
+        elif "Inference-Header-Content-Length" in self.headers:
+            row = body[int(self.headers["Inference-Header-Content-Length"]) :]
+            return self._answer(row[:32])
+        else:
+            region = json.loads(body)["inputs"][0]["parameters"]["shared_memory_region"]
+            with regions[region].open("rb") as file:
+                return self._answer(file.read(32))
+        return self._answer(b"{}")
+
+    def _answer(self, body):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.server.answers.append(body)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_tensor_in_shared_memory_is_registered_varied_and_given_back(harness, tmp_path):
+    large, stages, tools = harness("harness.suites.large"), harness("harness.stage"), harness("harness.tools")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Registering) as server:
+        server.regions, server.answers, server.daemon_threads = {}, [], True
+        server.shared_memory = large.SHARED_MEMORY
+        threading.Thread(target=server.serve_forever).start()
+        daemon = SimpleNamespace(
+            address=f"tcp:127.0.0.1:{server.server_port}",
+            serves=lambda extension: extension == large._EXTENSION,
+        )
+        programs = tools.build_tools(BENCHMARKS, tmp_path / "tools")
+        stage = stages.Stage(Path("skerry"), programs, stages.QUICK, tmp_path, lambda _: None)
+        try:
+            rows, refusal = large._compare(stage, daemon, "600k", 1000)
+        finally:
+            server.shutdown()
+    assert refusal == ""
+    assert [(row.candidate, row.errors) for row in rows] == [
+        (name, 0) for name in (large.FLOOR, large._SOCKET, large._BORN, large._COPIED)
+    ]
+    assert len(set(server.answers)) > 10
+    assert server.regions == {}
+    assert large._figures("600k", rows, refusal)["region_600k"].value > 0
+    refusing = SimpleNamespace(address="tcp:127.0.0.1:1", serves=lambda _: False)
+    with (
+        pytest.raises(harness("harness.wire").BenchError, match="not served"),
+        large._registered(refusing, b"x"),
+    ):
+        pass
+
+
+# --- Peers
+
+
+def test_a_peer_that_is_not_there_or_does_not_start_is_left_out_with_its_reason(harness, tmp_path):
+    models, peer, peers = harness("bench_models"), harness("harness.peer"), harness("harness.suites.peers")
+    missing, failed, broken = (each.name for each in peer.PEERS[:3])
+    (tmp_path / f"{failed}.failed").write_text("ERROR: no wheel for this platform")
+    interpreter = tmp_path / broken / "bin" / "python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text("#!/bin/sh\necho nothing works >&2\nexit 3\n")
+    interpreter.chmod(0o755)
+    stage = SimpleNamespace(say=lambda _: None, folder=tmp_path, file=lambda _: tmp_path / "m.onnx")
+    table = peers._Table(stage, tmp_path, models.MLP, [])
+    with contextlib.ExitStack() as stack:
+        for each in peer.PEERS[:3]:
+            table.add(stack, each)
+    reasons = dict(zip((missing, failed, broken), table._left_out, strict=True))
+    assert "not installed" in reasons[missing]
+    assert "no wheel for this platform" in reasons[failed]
+    assert "ended with status 3: nothing works" in reasons[broken]
+
+
+def test_what_a_peer_started_ends_with_it(harness, tmp_path, monkeypatch):
+    models, peer, psutil = harness("bench_models"), harness("harness.peer"), harness("psutil")
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import http.server, subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "class Handler(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        "        self.rfile.read(int(self.headers['Content-Length']))\n"
+        "        self.send_response(200); self.send_header('Content-Length', '0'); self.end_headers()\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[2])), Handler).serve_forever()\n"
+    )
+    monkeypatch.setattr(peer, "_SCRIPTS", tmp_path)
+    link = tmp_path / "envs" / "fastapi" / "bin" / "python"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(sys.executable)
+    server = dataclasses.replace(peer.PEERS[0], script="server.py")
+    with peer.serving(server, tmp_path / "envs", models.MLP, tmp_path / "m", tmp_path / "f") as served:
+        (child,) = served.process.children()
+        assert served.label.endswith("(1 thread)")
+    assert not psutil.pid_exists(child.pid) or child.status() == psutil.STATUS_ZOMBIE
 
 
 # --- Processes

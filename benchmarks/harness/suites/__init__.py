@@ -34,16 +34,16 @@ class Suite(NamedTuple):
 
 
 SUITES = (
-    Suite("latency", latency.measure, 85),
-    Suite("heavy", heavy.measure, 95),
+    Suite("latency", latency.measure, 65),
+    Suite("heavy", heavy.measure, 110),
     Suite("open", open_loop.measure, 25),
     Suite("large", large.measure, 45),
-    Suite("cached", cached.measure, 60),
+    Suite("cached", cached.measure, 85),
     Suite("footprint", footprint.measure, 35),
     Suite("waiting", waiting.measure, 15),
-    Suite("swap", swap.measure, 20),
-    Suite("flood", flood.measure, 25),
-    Suite("cost", cost.measure, 30),
+    Suite("swap", swap.measure, 22),
+    Suite("flood", flood.measure, 32),
+    Suite("cost", cost.measure, 32),
 )
 #: Only measured when asked for.
-PEERS = Suite("peers", peers.measure, 240)
+PEERS = Suite("peers", peers.measure, 220)

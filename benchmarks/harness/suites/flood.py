@@ -11,6 +11,7 @@ from bench_models import CNN, MLP
 
 from harness.figures import Figure, Findings, Table, microseconds, times
 from harness.tools import Effort, background_load, run_load
+from harness.wire import BenchError
 
 if TYPE_CHECKING:
     from bench_models import Model
@@ -79,6 +80,9 @@ def _round(stage: Stage, load: Load, model: Model) -> _Round:
     victim = replace(load, user=(_VICTIM_UID, gid), rate=_RATES[model.name])
     flooding = replace(load, user=(_FLOODING_UID, gid), stubborn=True)
     alone = run_load(stage.tools, victim, _EFFORT, _VICTIM_CONNECTIONS)
+    if alone.errors:
+        # Refused by a rule, perhaps: then there is nothing that a flood could make worse.
+        raise BenchError(f"{model.name}, another user alone: expected answers, got {alone.errors} errors")
     with background_load(stage.tools, flooding, Effort(_LONGEST_S, 0), _FLOODING_CONNECTIONS) as running:
         flooded = run_load(stage.tools, victim, _EFFORT, _VICTIM_CONNECTIONS)
         return _Round(alone, flooded, running.end())
