@@ -38,9 +38,10 @@ _WITH_MEMORY = "cache: {max_size: 2GiB}\n"
 _MISSES = re.compile(rb'^nv_cache_num_misses_per_model\{[^}]*model="cached"[^}]*\} (\d+)', re.MULTILINE)
 
 _NOTES = f"""\
-cache.db holds so many rows: {DISTINCT:,} that the daemon wrote when it was asked, and copies of one of them under
-random keys. The load asks for the {DISTINCT:,} in turn. *Hit in the file*: the memory in front of it is switched off.
-That each was a hit is checked by the daemon's own count of misses."""
+cache.db holds {DISTINCT:,} answers that the daemon wrote when it was asked, and copies of one of them under random
+keys. The load asks for the {DISTINCT:,} in turn. *Hit in the file*: the memory in front of it is switched off. A miss,
+by the daemon's own count, is an error here. The target is judged with one connection; one core's ratio stands beside
+it."""
 
 #: `entry` says when a row of `answer` was used; a copy gets a random id there first.
 _FILL = """
