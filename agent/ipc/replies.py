@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.ipc.routes import MethodNotAllowed
+from skerry import errors
 from skerry.errors import (
     Denied,
     InvalidRequest,
@@ -67,17 +68,19 @@ def page(status: bytes, kind: bytes, content: bytes, *, close: bool, head_only: 
 
 
 def refusal(error: SkerryError, *, close: bool, head_only: bool) -> bytes:
-    """An error."""
+    """An error. Its class travels as well: several share a status, and clients of ours raise the same one again."""
     content = error_body(error)
+    name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
     more = b""
     if isinstance(error, Overloaded):
         more = b"Retry-After: %d\r\n" % error.retry_after_s
     elif isinstance(error, MethodNotAllowed):
         more = b"Allow: %b\r\n" % ", ".join(error.allowed).encode()
-    return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
+    return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nSkerry-Error: %b\r\n%b%b\r\n%b" % (
         status_of(error),
         JSON,
         len(content),
+        name.encode(),
         more,
         _CLOSE if close else b"",
         b"" if head_only else content,
