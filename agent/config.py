@@ -185,7 +185,8 @@ def _value(key: Key, node: Node, where: str) -> Any:  # noqa: ANN401 - a key's v
 
 
 def _convert(key: Key, node: Node) -> Any:  # noqa: ANN401 - a key's value has the key's type
-    # Durations, sizes and modes are read from the text as written: YAML 1.1 makes 90 of 1:30 and 432 of 0660.
+    # Durations, sizes, modes and words are read from the text as written: YAML 1.1 makes 90 of 1:30, 432 of 0660
+    # and true of on.
     value: Any
     if key.unit == "s":
         value = manifest.seconds(node.text)
@@ -193,6 +194,8 @@ def _convert(key: Key, node: Node) -> Any:  # noqa: ANN401 - a key's value has t
         value = manifest.size_bytes(node.text)
     elif key.unit == "octal":
         value = int(node.text, 8)
+    elif typing.get_origin(typing.get_args(key.type)[0]) is Literal:
+        value = node.text
     else:
         value = node.plain()
     return msgspec.convert(value, key.type)  # type and range
