@@ -6,7 +6,7 @@ Leaves out: everything that any one of them does.
 
 Start order, and reversed the stop order:
 
-    lock -> directories -> zygote -> state.db -> cache.db -> devices -> models -> socket -> registry -> inbox
+    lock -> directories -> zygote -> state.db -> cache.db -> devices -> models -> socket -> gRPC -> registry -> inbox
 
 Rules
  * Nothing here imports onnxruntime, numpy or tuf: models run in workers, signatures are checked in a child.
@@ -32,6 +32,8 @@ from agent.ipc.listener import Listener
 from agent.ipc.pages import Pages
 from agent.logs import LogSettings
 from agent.models import ModelTable
+from agent.rpc import supervisor
+from agent.rpc.options import Options
 from agent.states import State
 from agent.tracing import Tracing
 from providers import cores, ranking
@@ -93,6 +95,8 @@ class Daemon:
         self._warnings: dict[str, list[str]] = {}
         self._discovery: asyncio.Future[Discovery] = self._loop.create_future()
         self._listeners: list[Listener] = []
+        self._speakers: set[int] = set()
+        self._grpc: supervisor.Gateway | None = None
 
     async def run(self) -> None:
         """Start, serve until told to stop, stop."""
@@ -146,6 +150,7 @@ class Daemon:
             self, self._models, cache=self._cache, trail=trail, logs_in_force=self._logs, tracing=tracing
         )
         await self._listen(stack)
+        self._listen_grpc(stack)
         stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)
         # One model that never ends its probe must not keep the node from being used.
         patience = self._loop.call_later(self._config.workers.load_timeout_s, self._settle)
@@ -196,10 +201,32 @@ class Daemon:
         stack.callback(server.close)
 
     def _listener(self, stack: contextlib.AsyncExitStack) -> Listener:
-        listener = Listener(self._config.ipc, self._pages)
+        listener = Listener(self._config.ipc, self._pages, self._speakers)
         self._listeners.append(listener)
         stack.push_async_callback(lambda: listener.drain(self._config.inference.drain_s))
         return listener
+
+    def _listen_grpc(self, stack: contextlib.AsyncExitStack) -> None:
+        if not supervisor.is_wanted(self._config.grpc.enabled):
+            return
+        ipc, path = self._config.ipc, self._paths.grpc_socket
+        claimed = lock.claim_socket(path, ipc.socket_mode, ipc.socket_group)
+        stack.callback(claimed.release)
+        self._grpc = supervisor.Gateway(claimed.sock, str(path), self._grpc_options, self._speakers)
+        stack.push_async_callback(self._grpc.close)
+
+    def _grpc_options(self) -> Options:
+        ipc = self._config.ipc
+        return Options(
+            daemon=str(self._paths.socket),
+            inner=str(self._paths.grpc_inner_socket),
+            log_level=self._config.log.level,
+            max_body_bytes=ipc.max_body_bytes,
+            max_connections=ipc.max_connections,
+            header_timeout_s=ipc.header_timeout_s,
+            idle_timeout_s=ipc.idle_timeout_s,
+            drain_s=self._config.inference.drain_s,
+        )
 
     # -- devices and registry
 
@@ -216,6 +243,8 @@ class Daemon:
         with contextlib.suppress(SkerryError):
             await self.refresh()
         self._settle()
+        if self._grpc is not None and self._config.grpc.enabled == "on":
+            self._grpc.warm_up()  # only now: its imports would slow the models' start
 
     def _settle(self) -> None:
         """Every model of the start has been tried, or had its time: the node is ready, and stays so."""
@@ -343,12 +372,18 @@ class Daemon:
                 "total": len({version.name for version in versions}),
             },
             "cache": self._cache.stats()._asdict() if self._cache else None,
+            "grpc": self._grpc_status(),
             "providers": {
                 "onnxruntime": found.onnxruntime if found else None,
                 "devices": len(found.devices) if found else 0,
             },
             "warnings": [text for texts in self._warnings.values() for text in texts],
         }
+
+    def _grpc_status(self) -> dict[str, Any] | None:
+        if self._grpc is None:
+            return None
+        return self._grpc.status() | {"rss_bytes": self.rss_bytes(self._grpc.pid)}
 
     async def providers(self) -> dict[str, Any]:
         """The providers page's document."""

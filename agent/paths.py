@@ -96,6 +96,16 @@ class Paths:
         """Where the daemon answers HTTP."""
         return self.run_dir / "skerry.sock"
 
+    @property
+    def grpc_socket(self) -> Path:
+        """Where clients find gRPC."""
+        return self.run_dir / "grpc.sock"
+
+    @property
+    def grpc_inner_socket(self) -> Path:
+        """Where the gRPC gateway reaches its own server; the directory is for the daemon's user alone."""
+        return self.run_dir / "grpc" / "inner"
+
 
 def resolve(home: str | None, env: Mapping[str, str], euid: int) -> Paths:
     """Choose the layout.

@@ -82,6 +82,15 @@ class Ipc(Section, frozen=True):
     ] = 300.0
 
 
+class Grpc(Section, frozen=True):
+    """The gRPC listener, `grpc.sock` beside the HTTP socket, with the mode, group and limits of `ipc`."""
+
+    enabled: Annotated[
+        Literal["auto", "on", "off"],
+        _key("auto: when the first client comes, if grpcio is installed; on: from the start"),
+    ] = "auto"
+
+
 class Inference(Section, frozen=True):
     """What a request may take."""
 
@@ -159,6 +168,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     log: Log = Log()
     ipc: Ipc = Ipc()
+    grpc: Grpc = Grpc()
     inference: Inference = Inference()
     workers: Workers = Workers()
     providers: Providers = Providers()

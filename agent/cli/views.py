@@ -36,6 +36,7 @@ def status(context: typer.Context, *, as_json: AsJson = False) -> None:
                 ("cache", _cache_line(page.get("cache"))),
                 ("providers", _providers_line(page["providers"])),
                 ("memory", render.size(page["rss_bytes"])),
+                ("gRPC", _grpc_line(page.get("grpc"))),
                 ("home", page["home"] or "the platform's places, see `skerry config show`"),
                 ("socket", str(page["socket"])),
             ]
@@ -61,6 +62,14 @@ def _cache_line(cache: dict[str, Any] | None) -> str:
 def _providers_line(providers: dict[str, Any]) -> str:
     count = providers["devices"]
     return f"onnxruntime {providers['onnxruntime'] or render.DASH}, {count} device{'' if count == 1 else 's'}"
+
+
+def _grpc_line(grpc: dict[str, Any] | None) -> str:
+    if grpc is None:
+        return "off, see `grpc.enabled`"
+    if grpc["pid"] is None:
+        return f"{grpc['state']} on {grpc['socket']}"
+    return f"pid {grpc['pid']}, {render.size(grpc['rss_bytes'])}, on {grpc['socket']}"
 
 
 def ps(context: typer.Context, *, as_json: AsJson = False) -> None:

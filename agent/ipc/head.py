@@ -42,6 +42,8 @@ class Head(NamedTuple):
     expects_continue: bool = False
     head_only: bool = False
     error: SkerryError | None = None
+    #: Whose request it is, if whoever sends it speaks for somebody else.
+    acting_uid: int | None = None
     #: Whether the bytes behind this head can still be told apart; if not, the connection ends.
     framed: bool = True
     #: Of the request's body, and the one that the client would like the answer's to have.
@@ -129,6 +131,7 @@ def _parse(raw: bytes) -> Head:
     try:
         encoding = named(headers.get(b"content-encoding", b""))
         json_bytes = _json_bytes(headers, body_bytes if encoding is None else -1)
+        acting_uid = _acting_uid(headers)
         page, model, version = routes.find(method, fields.url)
         if page is not Page.INFER:
             _check_page_body(body_bytes)
@@ -139,6 +142,7 @@ def _parse(raw: bytes) -> Head:
         model,
         version,
         json_bytes=json_bytes,
+        acting_uid=acting_uid,
         encoding=encoding,
         wanted=accepted(headers.get(b"accept-encoding", b"")),
         ordinary=page is Page.INFER and encoding is None,
@@ -163,4 +167,13 @@ def _json_bytes(headers: dict[bytes, bytes], body_bytes: int) -> int:
             f"header Inference-Header-Content-Length: expected the length of the JSON{most},"
             f" got {value.decode('latin-1')!r}",
         )
+    return int(value)
+
+
+def _acting_uid(headers: dict[bytes, bytes]) -> int | None:
+    value = headers.get(b"skerry-acting-uid")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 10:
+        raise InvalidRequest(f"header Skerry-Acting-Uid: expected a uid, got {value.decode('latin-1')!r}")
     return int(value)

@@ -70,6 +70,7 @@ class Connection(asyncio.BufferedProtocol):
         "_paused",
         "_scanned",
         "_skip",
+        "_speaker",
         "_start",
         "_timer",
         "_transport",
@@ -92,6 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         self._skip = 0  # bytes of a body that nobody wants
         self._chunks: ChunkedBody | None = None
         self._exchange: Exchange | None = None
+        self._speaker: Peer | None = None  # who connected, once it speaks for somebody else
         self._answering = False
         self._paused = False
         self._held: list[Callable[[], None]] = []
@@ -271,11 +273,24 @@ class Connection(asyncio.BufferedProtocol):
         if not head.framed:
             self._refuse(head.error or InternalError("request head: lost count"))
             return None
+        if head.acting_uid is not None:
+            head = self._act_for(head, head.acting_uid)
         self._head = head
         if head.body_bytes < 0:
             self._chunks = ChunkedBody(detour.most_body_bytes(head, limits.max_body_bytes))
         if head.expects_continue and self._start == self._end and head.error is None and self._transport:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return head
+
+    def _act_for(self, head: Head, uid: int) -> Head:
+        """Whose requests come from here now. A connection that spoke for somebody never again acts for itself."""
+        if self._speaker is None or self.peer.uid != uid:
+            try:
+                speaker = self._speaker or self.peer
+                self.peer = self._listener.acting(speaker, uid)
+            except SkerryError as error:
+                return head.refused(error)
+            self._speaker = speaker
         return head
 
     def _receive_apart(self, head: Head, have: int) -> None:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from agent.ipc.head import HeadParser
 from agent.ipc.http import Connection
+from skerry.errors import Denied
 
 if TYPE_CHECKING:
     from agent.ipc.pages import Pages
+    from agent.ipc.peer import Peer
     from agent.settings import Ipc
 
 
@@ -23,12 +25,14 @@ class Listener:
     Args:
         limits: the `ipc` section in force; may be replaced at any time.
         pages: answers everything.
+        speakers: pids of our own children that may speak for other users.
     """
 
-    def __init__(self, limits: Ipc, pages: Pages) -> None:
+    def __init__(self, limits: Ipc, pages: Pages, speakers: set[int]) -> None:
         self.limits = limits
         self.pages = pages
         self.heads = HeadParser()
+        self._speakers = speakers
         self.connections: set[Connection] = set()
         self.loop = asyncio.get_running_loop()
         self.draining = False
@@ -37,6 +41,16 @@ class Listener:
     def __call__(self) -> Connection:
         """A protocol for a new connection; asyncio calls this."""
         return Connection(self)
+
+    def acting(self, peer: Peer, uid: int) -> Peer:
+        """Whom `peer` speaks for.
+
+        Raises:
+            Denied: it is no child of ours that may.
+        """
+        if peer.pid not in self._speakers:
+            raise Denied(f"speaking for uid {uid}: expected a process of the daemon's, got pid {peer.pid}")
+        return peer.acting_for(uid)
 
     async def drain(self, timeout_s: float) -> None:
         """Close idle connections now, busy ones after their answer, and all of them after `timeout_s`."""

@@ -11,16 +11,22 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Peer:
-    """Who is on the other side: `uid` is -1 where the kernel does not say (TCP)."""
+    """Who is on the other side: `uid` and `pid` are -1 where the kernel does not say (TCP)."""
 
-    __slots__ = ("scope", "uid")
+    __slots__ = ("pid", "scope", "uid")
 
     def __init__(self, sock: socket.socket | None) -> None:
-        self.uid = -1
+        self.uid = self.pid = -1
         if sock is not None and sock.family == socket.AF_UNIX:
             raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            self.uid = _CREDENTIALS.unpack(raw)[1]
+            self.pid, self.uid, _ = _CREDENTIALS.unpack(raw)
         self.scope = f"uid:{self.uid}"
+
+    def acting_for(self, uid: int) -> Peer:
+        """Somebody else for whom this peer speaks. Whether it may: agent.ipc.listener."""
+        other = Peer(None)
+        other.pid, other.uid, other.scope = self.pid, uid, f"uid:{uid}"
+        return other
 
     @property
     def may_administer(self) -> bool:
