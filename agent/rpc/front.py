@@ -6,7 +6,7 @@ Leaves out: what the bytes mean (gRPC's core), what becomes of a call (agent.rpc
 
 gRPC's Python server knows nothing of SO_PEERCRED and takes no connection that somebody else accepted. It does tell
 a handler the address that its peer is bound to. So the peer it sees is ours, under a name that only stands for one
-client for as long as that is connected. Measured, this costs a call a tenth of a millisecond of six.
+client for as long as that is connected. Measured, this is 0.04 ms of the 0.5 that a call takes.
 
 Rules
  * A name that is not in `uids` is nobody's: no call is served for it.

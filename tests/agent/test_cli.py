@@ -39,6 +39,13 @@ STATUS = {
     "models": {"ready": 1, "total": 2},
     "cache": {"entries": 3, "bytes": 2048, "hits": 3, "misses": 1, "memory_hits": 2},
     "providers": {"onnxruntime": "1.31.1", "devices": 1},
+    "grpc": {
+        "socket": "/h/run/grpc.sock",
+        "state": "running",
+        "pid": 43,
+        "restarts": 0,
+        "rss_bytes": 45 << 20,
+    },
     "warnings": ["the clock went backwards"],
 }
 MODELS = {
@@ -344,6 +351,7 @@ def test_status_shows_what_matters_and_warns_on_stderr(skerry, daemon):
     assert "models 1 of 2 ready" in words(result.stdout)
     assert "cache 3 answers, 2.0 KiB, 75 % of 4 hit" in words(result.stdout)
     assert "memory 31.0 MiB" in words(result.stdout)
+    assert "gRPC pid 43, 45.0 MiB, on /h/run/grpc.sock" in words(result.stdout)
     assert "providers onnxruntime 1.31.1, 1 device" in words(result.stdout)
     assert result.stderr.splitlines() == [
         "warning: models/x/1.onnx: signed, but not understood",
@@ -354,6 +362,14 @@ def test_status_shows_what_matters_and_warns_on_stderr(skerry, daemon):
 def test_status_of_a_node_without_cache(skerry, daemon):
     daemon.pages = {"GET /skerry/v1/status": {**STATUS, "cache": None}}
     assert "cache off" in words(skerry("status").stdout)
+
+
+def test_status_of_a_node_that_nobody_asked_by_grpc(skerry, daemon):
+    waiting = {**STATUS["grpc"], "state": "waiting for a client", "pid": None, "rss_bytes": 0}
+    daemon.pages = {"GET /skerry/v1/status": {**STATUS, "grpc": waiting}}
+    assert "gRPC waiting for a client on /h/run/grpc.sock" in words(skerry("status").stdout)
+    daemon.pages = {"GET /skerry/v1/status": {**STATUS, "grpc": None}}
+    assert "gRPC off, see `grpc.enabled`" in words(skerry("status").stdout)
 
 
 def test_ps_shows_one_line_per_model_and_the_reason_of_a_failed_one(skerry, daemon):

@@ -1,5 +1,6 @@
 """gRPC as Triton's own client uses it, against a real daemon."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -8,10 +9,11 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as asyncio_client
 import zoo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from node import temporary_node
-from rpc import channel, connected, gateway, number, tensor, work
+from rpc import address, channel, connected, gateway, number, tensor, work
 from traffic import ENDLESS, HANGS_S, busy, ready, row, until
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -420,6 +422,36 @@ def test_the_health_protocol(node):
         watch = health.Watch(unknown)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         watch.cancel()
+
+
+EXTENSIONS = {
+    "statistics": lambda client: client.get_inference_statistics("plus").model_stats[0].name == "plus",
+    "model_repository": lambda client: "plus" in [m.name for m in client.get_model_repository_index().models],
+    "logging": lambda client: "log_info" in client.get_log_settings().settings,
+    "trace": lambda client: "trace_level" in client.get_trace_settings("plus").settings,
+    "system_shared_memory": lambda client: not client.get_system_shared_memory_status().regions,
+}
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_an_extension_is_served_where_it_is_announced_and_else_refused(client, extension):
+    if extension in client.get_server_metadata(client_timeout=HANGS_S).extensions:
+        assert EXTENSIONS[extension](client)
+    else:
+        with pytest.raises(InferenceServerException, match="no such page"):
+            EXTENSIONS[extension](client)
+
+
+def test_tritons_client_for_asyncio(node):
+    async def ask():
+        async with asyncio_client.InferenceServerClient(address(node)) as client:
+            values = [tensor("input", np.ones((1, 1), np.float32))]
+            results = await asyncio.gather(
+                *(client.infer(model, values) for model in ("plus", "ten", "plus"))
+            )
+            return [float(result.as_numpy("output")[0, 0]) for result in results]
+
+    assert asyncio.run(ask()) == [2, 11, 2]
 
 
 def test_cuda_memory_is_refused_and_harmless_to_look_for(client):
