@@ -1,4 +1,4 @@
-"""What a worker gives up before it touches a model.
+"""What a worker gives up before it touches a model, and some of it the gRPC gateway before it meets clients.
 
 Does: close what was inherited, tie the process to its parent's life, take away core dumps, new privileges
 and the surroundings that external data could be read from, cap the address space.
@@ -59,17 +59,22 @@ def ignore_stop_signals() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def drop(working_directory: str) -> None:
-    """No core dumps, no new privileges, few descriptors, nothing to read beside the process."""
+def harden() -> None:
+    """No core dumps, no new privileges, files for this user alone."""
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def drop(working_directory: str) -> None:
+    """What `harden` says, and few descriptors, and nothing to read beside the process."""
+    harden()
     # A model loaded with external data reads files below the working directory: let there be none.
     os.chdir(working_directory)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def cap_memory(extra_bytes: int) -> None:

@@ -71,6 +71,7 @@ def main() -> None:
     descriptor, parent, text = sys.argv[1:]
     sandbox.die_with_parent(int(parent))
     sandbox.ignore_stop_signals()
+    sandbox.harden()
     options = msgspec.json.decode(text, type=Options)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
