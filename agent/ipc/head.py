@@ -56,10 +56,6 @@ class Head(NamedTuple):
         """The same head, to be answered with this error."""
         return self._replace(error=error, ordinary=False)
 
-    def refused(self, error: SkerryError) -> Head:
-        """The same head, to be answered with this error."""
-        return self._replace(error=error)
-
 
 class HeadParser:
     """Heads -> Head, with a memory. One per listener."""
