@@ -6,7 +6,7 @@ Leaves out: when (providers.worker, providers.zygote).
 
 Rules
  * Linux where it matters; on other systems what exists there is done, and the rest is left out.
- * Nothing here can be undone by the process itself.
+ * Nothing here can be undone by the process itself, but its priority, which is given up for a while only.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
+
+_CAP_SYS_NICE = 1 << 23  # linux/capability.h
+_LEAST_PRIORITY = 19
+#: How much a worker that loads steps back behind those that serve: a tenth of a core where they want all of it.
+#: Further back, a load on a busy machine would not end in time.
+BACKGROUND_NICE = 10
 
 #: Descriptors a worker may open: its few sockets, the model, what an execution provider's driver wants.
 MAX_DESCRIPTORS = 256
@@ -84,3 +90,32 @@ def cap_memory(extra_bytes: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = now + extra_bytes if hard == resource.RLIM_INFINITY else min(hard, now + extra_bytes)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+@contextlib.contextmanager
+def in_the_background() -> Iterator[None]:
+    """Inside the block this process lets others go first; afterwards it, and every thread it has made, does not.
+
+    Nothing happens where the way back is barred: it takes RLIMIT_NICE (`LimitNICE=+0` in a unit) or CAP_SYS_NICE.
+    """
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    if not _may_return_to(before):
+        yield
+        return
+    os.setpriority(os.PRIO_PROCESS, 0, min(before + BACKGROUND_NICE, _LEAST_PRIORITY))
+    try:
+        yield
+    finally:
+        # The system counts priorities by thread, and threads begin with that of their maker.
+        for thread in Path("/proc/self/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), before)
+
+
+def _may_return_to(priority: int) -> bool:
+    if sys.platform != "linux":
+        return False
+    if resource.getrlimit(resource.RLIMIT_NICE)[0] >= 20 - priority:
+        return True
+    lines = Path("/proc/self/status").read_bytes().splitlines()
+    effective = next((line for line in lines if line.startswith(b"CapEff:")), b"CapEff: 0")
+    return bool(int(effective.split()[1], 16) & _CAP_SYS_NICE)

@@ -55,7 +55,8 @@ def main(control_fd: int, requests_fd: int, answers_fd: int, area_fd: int, model
     area = mmap.mmap(area_fd, 0)
     os.close(area_fd)
     try:
-        session, proof = _load(spec, area, model_fd)
+        with sandbox.in_the_background():
+            session, proof = _load(spec, area, model_fd)
         word = _ready(proof)
     except BaseException as error:  # noqa: BLE001 - ORT raises what it likes, and all of it means "does not load"
         control.send(wire.FAILED + wire.encode(_failure(error, 0)))
