@@ -258,7 +258,7 @@ class Daemon:
         """
         async with self._refreshing:
             try:
-                found = await verification.verify(self._paths, bundle)
+                found = await verification.verify(self._paths, bundle, in_the_background=self._settled)
                 if found.revision < self._listing.revision:
                     # An unmounted or moved folder looks like an empty registry, and what serves is not in question.
                     raise Untrusted(
@@ -272,8 +272,11 @@ class Daemon:
                 raise
             self._listing = found
             self._warn("registry", list(found.problems))
-            await self._models.follow(found)
-            self._notifier.status(self._summary())
+            # Begun in the order in which the listings came, which each model's lock keeps. Nobody has to wait for
+            # another listing's models: one that never ends to load would hold up every `model add`.
+            following = tasks.spawn(self._models.follow(found), "models")
+        await following
+        self._notifier.status(self._summary())
 
     # -- what happens while it runs
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping
 
+    from agent.fallback import Chain
     from agent.version import Version
     from providers.instance import Instance
     from providers.job import ResultLayout
@@ -63,6 +64,7 @@ class Plan:
         "form",
         "has_bytes",
         "layout",
+        "parameters",
         "request_id",
         "tail",
         "timeout_s",
@@ -82,6 +84,7 @@ class Plan:
         self.request_id = request.id
         self.timeout_s = _timeout_s(request.parameters, version.timeout_s)
         self.cache_prefix: dict[str, tuple[bytes, tuple[TensorView, ...]]] = {}  # by scope
+        self.parameters: dict[str, Any] = {}  # of the answer
         self.answer_layout: ResultLayout | None = None
         self.answer_json = b""
 
@@ -95,6 +98,9 @@ class Client(Protocol):
     def refuse(self, error: SkerryError) -> None:
         """There is no answer."""
 
+    def continued(self, exchange: Exchange) -> None:
+        """From now on `exchange` is the one to abandon: another model answers."""
+
 
 def _timeout_s(parameters: Mapping[str, Any], longest_s: float) -> float:
     """Triton's request parameter `timeout` is in microseconds; 0 and absent mean the model's own limit."""
@@ -102,6 +108,15 @@ def _timeout_s(parameters: Mapping[str, Any], longest_s: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _ANY_DEADLINE_US:
         raise InvalidRequest(f"parameter 'timeout': expected microseconds, got {value!r}")
     return min(longest_s, value / 1e6) if value else longest_s
+
+
+def patience_s(header: bytes, longest_s: float) -> float:
+    """How long a request may take, by the JSON that it begins with; `longest_s` if that says nothing.
+
+    Raises:
+        InvalidRequest: it is no JSON of a request.
+    """
+    return _timeout_s(oip.decode_request(header).parameters, longest_s) if header else longest_s
 
 
 class Exchange(Job):
@@ -124,7 +139,7 @@ class Exchange(Job):
         self._version = version
         self._loop = loop
         self._client: Client | None = client
-        self._begun_ns = time.perf_counter_ns()
+        self._begun_ns = version.used_ns = time.perf_counter_ns()
         self._instance: Instance | None = None
         self._block = -1
         self._run_us = -1  # no run: answered from the cache, or not at all
@@ -158,7 +173,21 @@ class Exchange(Job):
         try:
             self._start(body, header_bytes, scope, cache)
         except SkerryError as error:
-            self._fail(error)
+            chain = self._chain()
+            problem = error if chain is None else chain.run(self, error, body, header_bytes, scope, cache)
+            if problem is not None:
+                self._fail(problem)
+
+    def _chain(self) -> Chain | None:
+        """Who may answer instead."""
+        return self._version.fallbacks()
+
+    def step_aside(self) -> tuple[asyncio.AbstractEventLoop, Client]:
+        """Let go before anything was queued: another exchange goes on for this loop and client."""
+        client, self._client = self._client, None
+        assert client is not None  # noqa: S101 - nobody has answered it yet
+        self._let_go()
+        return self._loop, client
 
     def _start(self, body: memoryview, header_bytes: int, scope: str, cache: OutputCache | None) -> None:
         version = self._version
@@ -211,6 +240,16 @@ class Exchange(Job):
         plan = version.plans.get(header)
         if plan is not None and plan.binary_bytes == binary_bytes:
             return plan
+        plan = self._make_plan(header, binary_bytes)
+        # A header with an id is never seen again, and one with data is its own tensor.
+        if plan.request_id is None and not plan.tail and 0 < len(header) <= MAX_PLANNED_HEADER_BYTES:
+            if len(version.plans) >= MAX_PLANS:
+                version.plans.clear()
+            version.plans[header] = plan
+        return plan
+
+    def _make_plan(self, header: bytes, binary_bytes: int) -> Plan:
+        version = self._version
         if header:
             request = oip.decode_request(header)
             inputs = oip.locate_inputs(request, binary_bytes)
@@ -218,13 +257,7 @@ class Exchange(Job):
             view = oip.sole_input(version.label, version.inputs, binary_bytes)
             request = oip.InferRequest([], parameters={"binary_data_output": True})
             inputs = oip.Inputs((view,), b"")
-        plan = Plan(version, request, inputs, binary_bytes)
-        # A header with an id is never seen again, and one with data is its own tensor.
-        if plan.request_id is None and not plan.tail and 0 < len(header) <= MAX_PLANNED_HEADER_BYTES:
-            if len(version.plans) >= MAX_PLANS:
-                version.plans.clear()
-            version.plans[header] = plan
-        return plan
+        return Plan(version, request, inputs, binary_bytes)
 
     def _answer_from(self, cache: OutputCache, plan: Plan, binary: memoryview, scope: str) -> bool:
         version = self._version
@@ -253,7 +286,7 @@ class Exchange(Job):
             memoryview(found.payload),
             plan.form,
             request_id=plan.request_id,
-            parameters={"cached": True},
+            parameters=plan.parameters | {"cached": True},
             labels=version.entry.manifest.classes,
         )
         self._succeed(json, parts)
@@ -312,6 +345,7 @@ class Exchange(Job):
                 payload,
                 plan.form,
                 request_id=plan.request_id,
+                parameters=plan.parameters,
                 labels=version.entry.manifest.classes,
             )
         except SkerryError as error:

@@ -41,6 +41,9 @@ _PER_VERSION: list[tuple[str, str, str, Callable[[Version], float | None]]] = [
      lambda v: v.instance.load if v.instance else 0),
     ("nv_model_load_duration_secs", "gauge", "Time the last load took, proof included", lambda v: v.load_s),
     ("skerry_model_ready", "gauge", "1 if the version answers", lambda v: float(v.state == "READY")),
+    ("skerry_model_memory_bytes", "gauge", "Memory that unloading the version gives back, when last measured",
+     lambda v: v.memory_bytes if v.instance else 0),
+    ("skerry_fallbacks", "counter", "Requests that the version's fallback took over", lambda v: v.stats.fallbacks),
     ("skerry_worker_crashes", "gauge", "Crashes of the worker in the window that counts",
      lambda v: len(v.crashes)),
 ]  # fmt: skip

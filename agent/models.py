@@ -1,41 +1,43 @@
-"""Which versions of which models this node serves: the table, and how a version comes to life and leaves it.
+"""Which versions of which models this node serves: the table.
 
-Does: follow the registry's listing, load, place, swap, drain, replace crashed workers, quarantine.
-Leaves out: the request path (agent.infer), what may be loaded (store.registry), how a worker works (providers).
+Does: follow the registry's listing and each model's version policy, swap, retire, load and unload on request, wake
+what sleeps.
+Leaves out: the request path (agent.infer), what may be loaded (store.registry), how a version comes up
+(agent.loader), crashes (agent.recovery), memory and keep-alive (agent.residency).
 
 Rules
- * Of each model the newest version that can be loaded is served. A newer one that fails leaves the old one serving.
+ * Of each model the newest versions that can be loaded are served, as many as its policy says (one, unless the
+   newest version's manifest says otherwise). A newer one that fails leaves the old ones serving.
+ * Without a number the newest of them answers. It may be asleep: then the request wakes it. Nothing that was
+   unloaded to save memory makes an older version answer in its place.
  * A swap is one assignment. The old version is unloaded when its last lease is gone.
- * What is loaded is the sealed copy of bytes whose digest was checked just before; at every load, not only the first.
- * A crash costs the requests in that worker. Three in a minute quarantine the version, durably.
+ * What somebody unloaded by name stays out of memory until somebody loads it, its registry entry changes, or
+   the daemon starts again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import logging
-import os
-import time
 from typing import TYPE_CHECKING
 
 from agent import tasks
-from agent.clock import wall
+from agent.fallback import Chain
+from agent.loader import Loader
+from agent.recovery import Recovery
+from agent.residency import Residency
 from agent.states import Event, State
-from agent.version import Version
-from providers import placement, ranking
-from providers.instance import Instance
-from providers.launcher import CUT_OFF, WITH_ZYGOTE, describe_exit
-from skerry.errors import DeadlineExceeded, NotFound, SkerryError, StorageFailed, Unavailable, Untrusted
+from agent.version import NOT_YET, Version
+from agent.waking import Waking
+from skerry.errors import DeadlineExceeded, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Collection
 
     from agent.settings import Config
     from providers.discovery import Discovery
     from providers.launcher import Launcher
+    from skerry.manifest import Served
     from skerry.terms import TensorView
     from store.blobs import BlobStore
     from store.cache import OutputCache
@@ -44,31 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: At most this many threads for one model unless somebody asks for more.
-MAX_DEFAULT_THREADS = 4
-#: Between the second crash in a window and the attempt to replace the worker; doubles with every further one.
-REPLACE_DELAY_S = 0.05
-#: The longest such delay: a worker is back within 2 s. Also between attempts while the node has no room for a process.
-MAX_REPLACE_DELAY_S = 1.0
-
-
-@contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[int]:
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _report(what: str, kept: Future[None]) -> None:
-    """Say what the disk refused to keep. Runs in the writer's thread."""
-    error = kept.exception()
-    if error is not None:
-        log.error("%s could not be kept: %s", what, error)
-
-
-def _is_loading(version: Version) -> bool:
-    return version.state is State.LOADING
+_UP = {State.READY, State.LOADING}
 
 
 class ModelTable:
@@ -96,18 +74,27 @@ class ModelTable:
         discovery: asyncio.Future[Discovery],
     ) -> None:
         self._config = config
-        self._launcher = launcher
-        self._blobs = blobs
         self._trail = trail
         self._cache = cache
-        self._working_directory = working_directory
-        self._discovery = discovery
+        self._residency = Residency(config, self._in_memory, self._put_to_sleep)
+        self._loader = Loader(
+            config=config,
+            launcher=launcher,
+            blobs=blobs,
+            trail=trail,
+            working_directory=working_directory,
+            discovery=discovery,
+            residency=self._residency,
+            on_lost=self._on_lost,
+        )
+        self._recovery = Recovery(config, self._loader, trail, self._given_up)
+        self._waking = Waking(config, self.find, self._wake)
         self._versions: dict[str, dict[int, Version]] = {}
         self._serving: dict[str, Version] = {}
+        self._unloaded: set[str] = set()  # by name, on request
         self._locks: dict[str, asyncio.Lock] = {}
-        self._loading = asyncio.Semaphore(max(2, os.cpu_count() or 1))
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._set_aside: set[str] = set()  # unloaded because somebody asked for that
+        self._leaving: dict[Version, asyncio.Task[None]] = {}
+        self._wanted_back: set[Version] = set()  # still draining when the policy asked for them again
         self._closing = False
 
     # -- looking
@@ -117,6 +104,7 @@ class ModelTable:
 
         Raises:
             NotFound: no such model or version.
+            Asleep: it answers once somebody has waited for it, with `ready`.
             Unavailable: known, and not served now.
         """
         version = self._serving.get(name) if number is None else None
@@ -127,6 +115,26 @@ class ModelTable:
         if version.instance is None:
             raise version.unavailable()
         return version
+
+    async def ready(self, name: str, number: int | None, patience_s: float) -> Version:
+        """What `find` returns, once it is loaded; many that wait for the same version share one load.
+
+        Args:
+            name: of the model.
+            number: of the version; None for the one that serves.
+            patience_s: how long to wait. The load goes on without whoever gave up.
+
+        Raises:
+            NotFound: no such model or version.
+            Overloaded: too many wait for it already.
+            DeadlineExceeded: it was not loaded in time.
+            Unavailable: it is not served, or could not be loaded.
+        """
+        return await self._waking.ready(name, number, patience_s)
+
+    def wake(self, version: Version) -> None:
+        """Begin to load a version that sleeps; nobody waits for it here."""
+        self._waking.begin(version)
 
     def get(self, name: str, number: int | None) -> Version:
         """The version whatever its state; without a number the one that serves, else the newest.
@@ -159,6 +167,12 @@ class ModelTable:
             if version.instance and version.state is not State.UNLOADING
         ]
 
+    def superseded_by(self, version: Version) -> int | None:
+        """The newer version that serves in place of this one, if that is why this one does not."""
+        serving = self._serving.get(version.name)
+        idle = version.state is State.UNAVAILABLE and not version.quarantined and not version.asleep
+        return serving.number if idle and serving is not None and serving.number > version.number else None
+
     def reconfigure(self) -> None:
         """Apply limits of a changed configuration to what is loaded."""
         config = self._config()
@@ -168,6 +182,7 @@ class ModelTable:
             if version.instance is not None:
                 version.instance.queue_limit = config.inference.queue
                 version.instance.kill_grace_s = config.workers.kill_grace_s
+        self._residency.reconfigure()
 
     # -- following the registry
 
@@ -185,7 +200,7 @@ class ModelTable:
         await asyncio.gather(*(self._settle(name, wanted.get(name, {})) for name in sorted(names)))
 
     async def _settle(self, name: str, wanted: dict[int, Entry]) -> None:
-        async with self._locks.setdefault(name, asyncio.Lock()):
+        async with self._lock(name):
             if self._closing:
                 return
             versions = self._versions.setdefault(name, {})
@@ -194,301 +209,134 @@ class ModelTable:
                 del versions[version.number]
             fresh = wanted.keys() - versions.keys()
             for number in fresh:
-                versions[number] = Version(wanted[number], self._remember)
-            if fresh:
-                self._set_aside.discard(name)
+                versions[number] = Version(wanted[number], self._remember, self._fallbacks)
+            if gone or fresh:
+                self._unloaded.discard(name)
+            self._forgive(name)
             await self._bring_up(name)
             for version in gone:
                 if self._serving.get(name) is version:
                     del self._serving[name]
                 if self._cache is not None:
                     self._cache.forget(version.digest)
-                self._retire(version)
+                self._leave_out(version, "removed")
             if not versions:
                 del self._versions[name]
 
-    async def _bring_up(self, name: str) -> None:
-        """Serve the newest version that can be: newest first until one is ready."""
-        if name in self._set_aside:
+    async def _bring_up(self, name: str, wake: Collection[Version] = ()) -> None:
+        """Serve the newest versions that can be: newest first until there are as many as the policy says.
+
+        Args:
+            name: of the model; its lock is held.
+            wake: versions that are loaded even if they are asleep.
+        """
+        versions = self._versions[name]
+        if not versions or name in self._unloaded:
             return
+        self._note_quarantines(name)
+        newest_first = sorted(versions.values(), key=lambda version: version.number, reverse=True)
+        while True:
+            # The newest version decides, unless it cannot be loaded: what came with it does not count then either.
+            decides = next((one for one in newest_first if not one.quarantined and not one.refused), None)
+            policy = (decides or newest_first[0]).entry.manifest.served
+            up = await self._walk(
+                name, [one for one in newest_first if policy.admits(one.number)], policy, wake
+            )
+            if decides is None or not decides.refused:
+                break
+        if not up:
+            self._serving.pop(name, None)
+        for version in newest_first:
+            if version not in up:
+                serves = f"version {up[0].number} serves" if up else "not among the versions that are served"
+                self._leave_out(version, serves)
+
+    async def _walk(
+        self, name: str, chosen: list[Version], policy: Served, wake: Collection[Version]
+    ) -> list[Version]:
+        """The versions that answer, or will at their next request; the first of them serves."""
+        up: list[Version] = []
+        for version in chosen:
+            if await self._is_up(version, woken=version in wake) and name not in self._unloaded:
+                if not up:
+                    self._serving[name] = version
+                up.append(version)
+            if policy.latest and len(up) >= policy.latest:
+                break
+        return up
+
+    def _leave_out(self, version: Version, reason: str) -> None:
+        """The policy does not want it: it leaves memory, and does not come back by itself."""
+        if version.asleep or version.reason == NOT_YET:
+            version.asleep, version.reason = False, reason
+        self._retire(version, reason)
+
+    async def _is_up(self, version: Version, *, woken: bool) -> bool:
+        """Whether the version answers, or will at the next request; tries to load it where that is due."""
+        # Loads are made under the model's lock: what is LOADING here serves, and its worker is being replaced.
+        if version.state in _UP:
+            return True
+        if version.state is State.UNLOADING:
+            self._wanted_back.add(version)
+            return False
+        if version.quarantined or version.refused:
+            return False
+        in_use = bool(self.loaded(version.name))
+        if not woken:
+            if not version.asleep and self._config().models.load == "lazy" and not in_use:
+                version.fall_asleep(NOT_YET)
+            if version.asleep:
+                return True
+        if await self._loader.load(version, version.timeout_s if woken else 0.0):
+            return True
+        # What was refused for want of room may be tried again, unless another one serves meanwhile.
+        version.asleep = version.asleep and not in_use
+        return version.asleep
+
+    def _forgive(self, name: str) -> None:
+        """Somebody acted: what could not be loaded before is worth another try."""
+        for version in self._versions.get(name, {}).values():
+            version.refused = False
+
+    def _note_quarantines(self, name: str) -> None:
         quarantined = self._trail.quarantined()
-        for number in sorted(self._versions[name], reverse=True):
-            version = self._versions[name][number]
-            held = quarantined.get((name, number))
+        for version in self._versions[name].values():
+            held = quarantined.get((name, version.number))
             if held is not None and held.digest == version.digest:
-                version.quarantined, version.reason = True, f"quarantined: {held.reason}"
-            # Loads are made under this lock: what is LOADING here serves, and its worker is being replaced.
-            if version.state not in {State.READY, State.LOADING} and (
-                version.quarantined or version.state is not State.UNAVAILABLE or not await self._load(version)
-            ):
-                continue
-            self._switch(name, version)
-            return
+                version.quarantined, version.asleep = True, False
+                version.reason = f"quarantined: {held.reason}"
 
-    def _switch(self, name: str, version: Version) -> None:
-        old = self._serving.get(name)
-        self._serving[name] = version
-        if old is not None and old is not version:
-            self._retire(old, f"version {version.number} serves")
-
-    def superseded_by(self, version: Version) -> int | None:
-        """The newer version that serves in place of this one, if that is why this one does not."""
-        serving = self._serving.get(version.name)
-        idle = version.state is State.UNAVAILABLE and not version.quarantined
-        return serving.number if idle and serving is not None and serving.number > version.number else None
-
-    # -- loading
-
-    async def _load(self, version: Version) -> bool:
-        version.step(Event.LOAD)
-        began = time.monotonic()
-        try:
-            async with self._loading:
-                problem = await self._place(version)
-        except (SkerryError, OSError) as error:
-            problem = str(error)
-        if not _is_loading(version):  # the daemon stops; its own unloading found nothing here yet
-            self._end(version)
-            return False
-        if problem:
-            log.error("model %s refused: %s", version.label, problem)
-            version.step(Event.FAILED, problem)
-            return False
-        version.load_s = time.monotonic() - began
-        version.step(Event.LOADED)
-        where = version.device.label if version.device else "nothing"
-        log.info("model %s ready in %.0f ms on %s", version.label, version.load_s * 1e3, where)
-        return True
-
-    async def _place(self, version: Version) -> str:
-        """Load on the best device that proves itself; returns why not, or an empty text."""
-        config = self._config()
-        manifest = version.entry.manifest
-        discovery = await asyncio.shield(self._discovery)
-        policy = manifest.policy or config.providers.policy
-        candidates = ranking.rank(discovery.devices, policy)
-        instance = Instance(
-            version.label,
-            queue_limit=config.inference.queue,
-            kill_grace_s=config.workers.kill_grace_s,
-            on_lost=lambda status: self._on_lost(version, status),
-        )
-        try:
-            with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
-                job = self._job(version, instance, model_fd)
-                placed = await placement.place(self._launcher, candidates, job)
-            if not self._closing:  # a load that was cut off says nothing about the model
-                await self._record(version, policy, placed)
-        except BaseException:
-            instance.close()
-            raise
-        if placed.worker is None:
-            instance.close()
-            return placed.reason
-        proof = placed.worker.proof
-        version.inputs, version.outputs, version.device = proof.inputs, proof.outputs, placed.device
-        version.timeout_s = min(manifest.limits.timeout_s, config.inference.timeout_s)
-        version.plans.clear()
-        version.instance = instance
-        instance.attach(placed.worker.process, placed.worker.channels)
-        return ""
-
-    def _job(self, version: Version, instance: Instance, model_fd: int) -> placement.Job:
-        workers = self._config().workers
-        manifest = version.entry.manifest
-        asked = manifest.threads or workers.threads
-        return placement.Job(
-            label=version.label,
-            model_fd=model_fd,
-            area_fd=instance.area.fd,
-            samples=manifest.golden + manifest.warmup,
-            threads=asked or min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS),
-            keep_threads=asked > 0,
-            memory_bytes=manifest.limits.memory_bytes,
-            working_directory=self._working_directory,
-            timeout_s=workers.load_timeout_s,
-            fork=workers.start == "fork",
-        )
-
-    def _open(self, version: Version) -> int:
-        return self._blobs.open_sealed(version.entry.digest, version.entry.size_bytes)
-
-    async def _record(self, version: Version, policy: str, placed: placement.Placed) -> None:
-        steps = list(placed.steps)
-        record = {
-            "policy": policy,
-            "placed_unix": wall(),
-            "accepted": len(steps) - 1 if placed.worker is not None else None,
-            "steps": steps,
-        }
-        try:
-            await asyncio.wrap_future(
-                self._trail.record_placement(version.name, version.number, version.digest, record)
-            )
-        except SkerryError as error:
-            # The model can serve without its trail; the operator must learn that the disk cannot.
-            log.error("placement of %s could not be kept: %s", version.label, error)  # noqa: TRY400 - no traceback needed
-
-    # -- leaving
-
-    def _retire(self, version: Version, reason: str = "removed") -> asyncio.Task[None]:
-        task = tasks.spawn(self._unload(version, reason), f"unload {version.label}")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-        return task
-
-    async def _unload(self, version: Version, reason: str) -> None:
-        if version.state in {State.UNAVAILABLE, State.UNLOADING}:
-            return
-        version.step(Event.UNLOAD, reason)
-        await version.drained()
-        self._end(version)
-        version.step(Event.DRAINED, reason)
-        log.info("model %s unloaded: %s", version.label, reason)
-        if version.name not in self._serving and not self._closing:
-            # What replaced it went away while it drained; it could not be taken back then.
-            await self._fall_back(version.name)
-
-    def _end(self, version: Version) -> None:
-        instance, version.instance = version.instance, None
-        version.plans.clear()
-        if instance is not None:
-            instance.close()
-
-    async def close(self) -> None:
-        """Unload everything; requests in progress get `inference.drain` seconds."""
-        self._closing = True
-        self._serving.clear()
-        for version in self.all():
-            self._retire(version, "the daemon stops")
-        if self._leaving:
-            _, late = await asyncio.wait(self._leaving, timeout=self._config().inference.drain_s)
-            if late:
-                for version in self.all():
-                    if version.instance is not None:
-                        version.instance.fail_all(
-                            DeadlineExceeded(f"model {version.label}: the daemon stops")
-                        )
-                await asyncio.wait(late, timeout=1.0)
-
-    # -- crashes
-
-    def _on_lost(self, version: Version, status: int) -> None:
-        if version.state is not State.READY or self._closing:
-            if version.instance is not None:
-                version.instance.fail_all(version.unavailable())
-            return
-        how = describe_exit(status)
-        version.step(Event.LOST, f"its worker {how} and is being replaced")
-        # Neither a run that was cut off nor the zygote's end says anything against the model.
-        self._recover(version, how, crashed=status not in {CUT_OFF, WITH_ZYGOTE})
-
-    def _recover(self, version: Version, how: str, *, crashed: bool) -> None:
-        """Replace the worker, or give the version up if that was one crash too many."""
-        config = self._config().workers
-        now = time.monotonic()
-        if crashed:
-            version.crashes = [at for at in version.crashes if at > now - config.crash_window_s] + [now]
-        log.error("model %s: its worker %s", version.label, how)
-        if len(version.crashes) >= config.crashes:
-            count = len(version.crashes)
-            self._quarantine(
-                version, f"its worker crashed {count} times in {config.crash_window_s:g} s; the last {how}"
-            )
-        else:
-            self._spawn_replace(version)
-
-    def _spawn_replace(self, version: Version) -> None:
-        tasks.spawn(self._replace(version), f"replace the worker of {version.label}")
-
-    async def _replace(self, version: Version) -> None:
-        if len(version.crashes) > 1:
-            doubled = 2.0 ** min(len(version.crashes) - 2, 10)
-            await asyncio.sleep(min(REPLACE_DELAY_S * doubled, MAX_REPLACE_DELAY_S))
-        instance, device = version.instance, version.device
-        if not _is_loading(version) or instance is None or device is None:
-            return
-        try:
-            with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
-                job = self._job(version, instance, model_fd)
-                worker = await placement.start_on(self._launcher, device, job)
-        except (Unavailable, StorageFailed, OSError) as error:  # says nothing against the model
-            log.warning("model %s: %s; trying again in %g s", version.label, error, MAX_REPLACE_DELAY_S)
-            await asyncio.sleep(MAX_REPLACE_DELAY_S)
-            self._spawn_replace(version)
-            return
-        except SkerryError as error:
-            if not _is_loading(version):  # unloaded meanwhile, and nobody misses the worker
-                return
-            if isinstance(error, Untrusted | NotFound):
-                self._give_up(version, str(error))
-            else:
-                self._recover(version, f"could not be replaced: {error}", crashed=True)
-            return
-        if not _is_loading(version):
-            worker.channels.close()
-            return
-        instance.attach(worker.process, worker.channels)
-        version.step(Event.LOADED)
-
-    def _quarantine(self, version: Version, reason: str) -> None:
-        reason = f"{reason}; skerry model clear {version.name}, or add a new version"
-        kept = self._trail.quarantine(version.name, version.number, version.digest, reason, wall())
-        kept.add_done_callback(functools.partial(_report, f"quarantine of {version.label}"))
-        version.quarantined = True
-        self._give_up(version, f"quarantined: {reason}")
-
-    def _give_up(self, version: Version, reason: str) -> None:
-        """Take a version that lost its worker out of service; the one before it serves again."""
-        log.error("model %s is out of service: %s", version.label, reason)
-        version.step(Event.FAILED, reason)
-        version.crashes.clear()
-        instance, version.instance = version.instance, None
-        if instance is not None:
-            instance.fail_all(version.unavailable())
-            tasks.spawn(self._close_later(version, instance), f"unload {version.label}")
-        if self._serving.get(version.name) is version:
-            del self._serving[version.name]
-        tasks.spawn(self._fall_back(version.name), f"fall back from {version.label}")
-
-    @staticmethod
-    async def _close_later(version: Version, instance: Instance) -> None:
-        await version.drained()
-        instance.close()
-
-    async def _fall_back(self, name: str) -> None:
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            if name in self._versions and not self._closing:
-                await self._bring_up(name)
+    # -- on request
 
     async def load(self, name: str) -> None:
-        """Serve a model again that was unloaded; one that is served stays as it is.
+        """Have a model in memory, whatever kept it out; harmless if it is.
 
         Raises:
             NotFound: no such model.
-            Unavailable: none of its versions could be loaded.
+            Unavailable: it could not be loaded; the message says why.
         """
         self.get(name, None)
-        self._set_aside.discard(name)
-        await self._fall_back(name)
-        if name not in self._serving:
-            raise self.get(name, None).unavailable()
+        self._unloaded.discard(name)
+        leaving = [task for version, task in self._leaving.items() if version.name == name]
+        if leaving:
+            await asyncio.wait(leaving)
+        async with self._lock(name):
+            if name in self._versions and not self._closing:
+                self._forgive(name)
+                await self._bring_up(name, list(self._versions[name].values()))
+        self.find(name, None)
 
     async def unload(self, name: str) -> None:
-        """Take a model out of memory until `load`, until it gets another version, or until the daemon starts again.
-
-        Returns when its requests are answered and its memory is free.
+        """Take a model out of memory, until `load`; harmless if it is out. What runs may finish.
 
         Raises:
             NotFound: no such model.
         """
         self.get(name, None)
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            self._set_aside.add(name)
-            self._serving.pop(name, None)
-            reason = f"unloaded; load it with POST /v2/repository/models/{name}/load"
-            leaving = [self._retire(version, reason) for version in self._versions.get(name, {}).values()]
-        await asyncio.gather(*leaving)
+        self._unloaded.add(name)
+        self._serving.pop(name, None)
+        for version in self._versions[name].values():
+            self._leave_out(version, "unloaded on request")
 
     async def clear(self, name: str) -> None:
         """Lift the quarantine of a model's versions and try them again.
@@ -500,7 +348,89 @@ class ModelTable:
         await asyncio.wrap_future(self._trail.clear_quarantine(name))
         for version in self._versions.get(name, {}).values():
             version.quarantined = False
-        await self._fall_back(name)
+        self._forgive(name)
+        await self._again(name)
+
+    async def _wake(self, version: Version) -> None:
+        async with self._lock(version.name):
+            if version.asleep and not self._closing and self._versions.get(version.name):
+                await self._bring_up(version.name, (version,))
+
+    # -- leaving
+
+    def _in_memory(self) -> list[Version]:
+        """Every version that holds memory, draining ones and those that left the registry included."""
+        loaded = {version: None for version in self.all() if version.instance is not None}
+        return [*loaded, *(version for version in self._leaving if version not in loaded)]
+
+    def _put_to_sleep(self, version: Version, reason: str) -> None:
+        """Unload at once a version that nobody uses; its next request brings it back."""
+        if version.state not in _UP or version.leases:
+            return
+        version.step(Event.UNLOAD, reason)
+        self._loader.end(version)
+        version.step(Event.DRAINED, reason)
+        version.fall_asleep(reason)
+        log.info("model %s %s", version.label, reason)
+
+    def _retire(self, version: Version, reason: str) -> None:
+        if version.state in _UP:
+            version.step(Event.UNLOAD, reason)
+            task = tasks.spawn(self._drain(version, reason), f"unload {version.label}")
+            self._leaving[version] = task
+            task.add_done_callback(lambda _: self._leaving.pop(version))
+
+    async def _drain(self, version: Version, reason: str) -> None:
+        await version.drained()
+        self._loader.end(version)
+        version.step(Event.DRAINED, reason)
+        log.info("model %s unloaded: %s", version.label, reason)
+        if version in self._wanted_back and not self._closing:
+            # What replaced it went away while it drained; it could not be taken back then.
+            self._wanted_back.discard(version)
+            tasks.spawn(self._again(version.name), f"bring {version.name} back")
+
+    async def close(self) -> None:
+        """Unload everything; requests in progress get `inference.drain` seconds."""
+        self._closing = True
+        self._recovery.stop()
+        self._residency.close()
+        self._serving.clear()
+        for version in self.all():
+            version.asleep = False
+            self._retire(version, "the daemon stops")
+        leaving = list(self._leaving.values())
+        if leaving:
+            _, late = await asyncio.wait(leaving, timeout=self._config().inference.drain_s)
+            if late:
+                for version in self.all():
+                    if version.instance is not None:
+                        version.instance.fail_all(
+                            DeadlineExceeded(f"model {version.label}: the daemon stops")
+                        )
+                await asyncio.wait(late, timeout=1.0)
+
+    # -- inside
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _on_lost(self, version: Version, status: int) -> None:
+        self._recovery.on_lost(version, status)
+
+    def _given_up(self, version: Version) -> None:
+        """Something else has to serve instead of this one, which was given up."""
+        if self._serving.get(version.name) is version:
+            del self._serving[version.name]
+        tasks.spawn(self._again(version.name), f"fall back from {version.label}")
+
+    async def _again(self, name: str) -> None:
+        async with self._lock(name):
+            if name in self._versions and not self._closing:
+                await self._bring_up(name)
+
+    def _fallbacks(self, version: Version) -> Chain:
+        return Chain(self, version)
 
     def _remember(
         self, version: Version, key: bytes, tensors: tuple[TensorView, ...], payload: bytes

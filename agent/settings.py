@@ -105,6 +105,34 @@ class Inference(Section, frozen=True):
     ] = 10.0
 
 
+class Models(Section, frozen=True):
+    """Which models are in memory, and for how long."""
+
+    load: Annotated[
+        Literal["eager", "lazy"],
+        _key("eager: a model is loaded when it comes; lazy: by its first request", reload=True),
+    ] = "eager"
+    memory_bytes: Annotated[
+        int,
+        _key(
+            "most memory of loaded models together; the ones unused for longest make room; 0: no limit",
+            reload=True,
+            ge=0,
+            le=64 * 1024 * GIB,
+        ),
+    ] = 0
+    keep_alive_s: Annotated[
+        float,
+        _key(
+            "a model unused for so long leaves memory until its next request; 0: never;"
+            " the manifest's `keep_alive` comes first",
+            reload=True,
+            ge=0,
+            le=365 * _DAY_S,
+        ),
+    ] = 0.0
+
+
 class Workers(Section, frozen=True):
     """The processes that run models."""
 
@@ -170,6 +198,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ipc: Ipc = Ipc()
     grpc: Grpc = Grpc()
     inference: Inference = Inference()
+    models: Models = Models()
     workers: Workers = Workers()
     providers: Providers = Providers()
     cache: Cache = Cache()

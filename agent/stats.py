@@ -71,6 +71,7 @@ class Statistics:
 
     `inference_count` leaves cache hits out, `success` counts them: Triton's definitions. `execution_count` counts
     runs, of which one may answer several requests. `last_inference_ms` is the wall clock's, 0 before the first.
+    `fallbacks` counts the requests that another model took over; they count there.
     """
 
     __slots__ = (
@@ -86,6 +87,7 @@ class Statistics:
         "execution_count",
         "fail_us",
         "failed",
+        "fallbacks",
         "inference_count",
         "last_inference_ms",
         "latency",
@@ -100,6 +102,7 @@ class Statistics:
         self.failed = 0
         self.rejected = 0
         self.canceled = 0
+        self.fallbacks = 0
         self.inference_count = 0
         self.execution_count = 0
         self.last_inference_ms = 0

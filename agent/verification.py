@@ -6,6 +6,8 @@ Leaves out: verifying (store.verify), what becomes of the listing (agent.daemon,
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
 
 #: The child takes 0.2 s; with a bundle of gigabytes on a slow disk it takes minutes.
 TIMEOUT_S = 600.0
+#: While models serve, the child goes behind them. Nothing waits for it but the one who added a model.
+BACKGROUND_NICE = 10
 
 
-async def verify(paths: Paths, bundle: Path | None = None) -> listing.Listing:
+async def verify(
+    paths: Paths, bundle: Path | None = None, *, in_the_background: bool = False
+) -> listing.Listing:
     """What the registry holds, after `bundle`, if there is one, was imported.
 
     Raises:
@@ -39,6 +45,9 @@ async def verify(paths: Paths, bundle: Path | None = None) -> listing.Listing:
         )
     except OSError as error:
         raise Unavailable(f"registry: expected a child that verifies it, got {error}") from error
+    if in_the_background:
+        with contextlib.suppress(OSError):  # it has ended already
+            os.setpriority(os.PRIO_PROCESS, child.pid, BACKGROUND_NICE)
     try:
         output, _ = await asyncio.wait_for(child.communicate(), TIMEOUT_S)
     except TimeoutError:

@@ -6,6 +6,7 @@ Leaves out: how it comes to life and leaves it (agent.models), the requests it a
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from agent.clock import wall
@@ -18,23 +19,36 @@ from skerry.terms import KIB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.fallback import Chain
     from agent.infer import Plan
     from providers.instance import Instance
     from providers.ranking import EpDevice
     from skerry.terms import TensorSpec, TensorView
     from store.listing import Entry
 
+NOT_YET = "not loaded yet"
 #: Room for outputs of a version that has not answered yet.
 FIRST_ROOM_BYTES = 16 * KIB
 #: Arrangements of inputs remembered per version.
 MAX_LAYOUTS = 256
 
 
+class Asleep(Unavailable):
+    """The version is not in memory and loads as soon as somebody waits for it (`ModelTable.ready`)."""
+
+    def __init__(self, version: Version) -> None:
+        super().__init__(f"model {version.label}: expected it READY, got {version.state}: {version.reason}")
+        self.version = version
+
+
 class Version:
     """One version of a model: what the registry says of it, and what runs of it."""
 
     def __init__(
-        self, entry: Entry, remember: Callable[[Version, bytes, tuple[TensorView, ...], bytes], None]
+        self,
+        entry: Entry,
+        remember: Callable[[Version, bytes, tuple[TensorView, ...], bytes], None],
+        fallbacks: Callable[[Version], Chain] | None = None,
     ) -> None:
         self.entry = entry
         self.name = entry.name
@@ -45,7 +59,7 @@ class Version:
         self.cache_policy = entry.manifest.cache.scope if entry.manifest.cache.policy == "exact" else None
         self.timeout_s = entry.manifest.limits.timeout_s
         self.state = State.UNAVAILABLE
-        self.reason = "not loaded yet"
+        self.reason = NOT_YET
         self.since_unix = wall()
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
@@ -58,7 +72,17 @@ class Version:
         self.quarantined = False  # known before its record is on the disk, and if the disk refuses it
         self.load_s: float | None = None
         self.instance: Instance | None = None
+        #: Not in memory, and the next request loads it. Nothing else that is UNAVAILABLE comes back by itself.
+        self.asleep = False
+        self.refused = False  # it could not be loaded, for a reason that lies in itself
+        self.pinned = entry.manifest.pin
+        self.keep_alive_s = 0.0  # 0: for ever
+        self.memory_bytes = (
+            0  # what unloading it gives back, when it was last measured; kept while it is unloaded
+        )
+        self.used_ns = 0  # when the last request began or it was loaded, on time.perf_counter_ns
         self._remember = remember
+        self._fallbacks = fallbacks if entry.manifest.fallback else None
         self._leases = 0
         # Made when somebody waits for it: acquire and release are on the hot path.
         self._drained: asyncio.Event | None = None
@@ -69,6 +93,22 @@ class Version:
         self.reason = reason
         self.since_unix = wall()
 
+    def fall_asleep(self, reason: str) -> None:
+        """Say that it is not in memory and that the next request loads it. Only while it is UNAVAILABLE."""
+        self.asleep = True
+        self.reason = f"{reason}; loads at the next request"
+        self.since_unix = wall()
+
+    @property
+    def unused_s(self) -> float | None:
+        """Seconds since the last request began, or since it was loaded; None if it never was."""
+        return (time.perf_counter_ns() - self.used_ns) / 1e9 if self.used_ns else None
+
+    @property
+    def leases(self) -> int:
+        """Requests in progress."""
+        return self._leases
+
     def acquire(self) -> None:
         """Take a lease: the version stays loaded until it is released."""
         self._leases += 1
@@ -78,11 +118,13 @@ class Version:
         self._leases -= 1
         if self._drained is not None and not self._leases:
             self._drained.set()
+            self._drained = None
 
     async def drained(self) -> None:
-        """Until nobody holds a lease. No new one is taken meanwhile: nobody finds the version any more."""
+        """Until nobody holds a lease."""
         while self._leases:
-            self._drained = asyncio.Event()
+            if self._drained is None:
+                self._drained = asyncio.Event()
             await self._drained.wait()
 
     def require_instance(self) -> Instance:
@@ -106,8 +148,14 @@ class Version:
         return layout
 
     def unavailable(self) -> Unavailable:
-        """Why it does not answer."""
+        """Why it does not answer; Asleep if it does once somebody has waited for it."""
+        if self.asleep:
+            return Asleep(self)
         return Unavailable(f"model {self.label}: expected it READY, got {self.state}: {self.reason}")
+
+    def fallbacks(self) -> Chain | None:
+        """The models that may answer in its place, if its manifest names one."""
+        return self._fallbacks(self) if self._fallbacks is not None else None
 
     def remember(self, key: bytes, tensors: tuple[TensorView, ...], payload: bytes) -> None:
         """Keep an answer in the output cache."""

@@ -34,6 +34,10 @@ class Served(NamedTuple):
     latest: int = 1
     numbers: frozenset[int] = frozenset()
 
+    def admits(self, number: int) -> bool:
+        """Whether this version may be served at all."""
+        return bool(self.latest) or number in self.numbers
+
 
 #: What `latest` says for "all".
 EVERY = 1 << 30

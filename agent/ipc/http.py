@@ -19,11 +19,14 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
+from agent import tasks
+from agent.fallback import open_exchange, open_later
 from agent.ipc import detour, replies
 from agent.ipc.chunked import ChunkedBody
 from agent.ipc.encodings import MIN_COMPRESSED_BYTES
 from agent.ipc.head import Head
 from agent.ipc.peer import Peer, hung_up
+from agent.version import Asleep
 from skerry.errors import (
     InternalError,
     InvalidRequest,
@@ -304,6 +307,12 @@ class Connection(asyncio.BufferedProtocol):
         if head.error is None:
             try:
                 self._body = self._place_for_body(head)
+            except Asleep:
+                # The rest stays with the kernel: what waits for a load takes no memory here.
+                self._answering = True
+                self._hold()
+                tasks.spawn(self._receive_when_awake(head), f"wait for {head.model}")
+                return
             except SkerryError as error:
                 self._abandon()
                 self._head = head.refused(error)
@@ -318,8 +327,8 @@ class Connection(asyncio.BufferedProtocol):
     def _place_for_body(self, head: Head) -> memoryview:
         if not head.ordinary:  # it is read, or inflated, here
             return memoryview(bytearray(head.body_bytes))
-        self._exchange = self._open_exchange(head)
-        return self._exchange.receive_into(head.body_bytes, max(0, head.json_bytes))
+        exchange = self._exchange = self._exchange or self._open_exchange(head)
+        return exchange.receive_into(head.body_bytes, max(0, head.json_bytes))
 
     def _read_chunks(self, chunks: ChunkedBody) -> bool:
         try:
@@ -341,9 +350,41 @@ class Connection(asyncio.BufferedProtocol):
     # -- answering
 
     def _open_exchange(self, head: Head) -> Exchange:
-        pages = self._listener.pages
-        version = pages.models.find(head.model, head.version)
-        return pages.tracing.exchange(version, self._listener.loop, self)
+        listener = self._listener
+        return open_exchange(listener.pages, head.model, head.version, listener.loop, self)
+
+    async def _open_later(self, head: Head, header: bytes = b"") -> Exchange:
+        listener = self._listener
+        return await open_later(listener.pages, head.model, head.version, listener.loop, self, header)
+
+    async def _receive_when_awake(self, head: Head) -> None:
+        """Go on with a body that was left unread because its model was not in memory."""
+        try:
+            exchange = await self._open_later(head)
+        except SkerryError as error:
+            self._head = head.refused(error)
+        else:
+            self._exchange = exchange
+        self._answering = False
+        self._why = ""  # the body's time begins again
+        if self._transport is None:
+            self._abandon()
+        else:
+            self._transport.resume_reading()
+            self._advance()
+
+    async def _start_when_awake(self, head: Head, body: bytes) -> None:
+        """Run a request that is complete once its model is in memory."""
+        try:
+            header = body if head.json_bytes < 0 else body[: head.json_bytes]
+            exchange = self._exchange = await self._open_later(head, header)
+        except SkerryError as error:
+            self.refuse(error)
+            return
+        if self._transport is None:
+            self._abandon()
+        else:
+            self._run(exchange, head, memoryview(body))
 
     def _dispatch(self, body: memoryview) -> None:
         """The request is complete."""
@@ -370,9 +411,16 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is None:
             try:
                 exchange = self._exchange = self._open_exchange(head)
+            except Asleep:
+                # Behind this body the buffer may be moved; the copy is this request's own.
+                tasks.spawn(self._start_when_awake(head, bytes(body)), f"wait for {head.model}")
+                return
             except SkerryError as error:
                 self.refuse(error)
                 return
+        self._run(exchange, head, body)
+
+    def _run(self, exchange: Exchange, head: Head, body: memoryview) -> None:
         json_bytes = len(body) if head.json_bytes < 0 else head.json_bytes
         exchange.start(body, json_bytes, self.peer.scope, self._listener.pages.cache)
 
@@ -414,6 +462,10 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._write_large(self._last_head, parts, release)
         self._finish()
+
+    def continued(self, exchange: Exchange) -> None:
+        """Another model answers: this is its exchange."""
+        self._exchange = exchange
 
     def _write_large(self, head: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
         self._write(head)

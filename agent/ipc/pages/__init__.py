@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from agent.ipc.pages import logs, metadata, own, repository, statistics, traces
 from agent.ipc.pages.content import Content
 from agent.ipc.routes import ADMINISTRATION, Page
+from agent.version import Asleep
 from skerry.errors import Denied
 
 if TYPE_CHECKING:
@@ -80,4 +81,15 @@ class Pages:
                 f"administration: expected root or the daemon's own user, got uid {peer.uid}",
                 "run the command with sudo",
             )
-        return self._handlers[head.page](head, body)
+        handler = self._handlers[head.page]
+        try:
+            return handler(head, body)
+        except Asleep:
+            return self._when_awake(handler, head, body)
+
+    async def _when_awake(self, handler: Handler, head: Head, body: bytes) -> Content:
+        """A page about a model that has to be in memory for it."""
+        version = self.models.get(head.model, head.version)
+        await self.models.ready(head.model, head.version, version.timeout_s)
+        content = handler(head, body)
+        return content if isinstance(content, tuple) else await content

@@ -1,0 +1,257 @@
+"""Bring one version up: room in memory, a sealed copy, a device that proves itself, READY.
+
+Does: everything between "this version shall be loaded" and "it answers", or the reason why it does not; a new
+worker for a version that lost its own.
+Leaves out: which versions are wanted (agent.models), what a crash means (agent.recovery), placement itself
+(providers.placement).
+
+Rules
+ * What is loaded is the sealed copy of bytes whose digest was checked just before; at every load, not only the first.
+ * Every sample of the manifest has run in a worker before requests reach it, also in one that replaces another.
+ * A model that loads for ever holds up no other: it gives its place in the queue back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from agent import residency
+from agent.clock import wall
+from agent.states import Event, State
+from providers import placement, ranking
+from providers.instance import Instance
+from skerry.errors import ExecutionFailed, SkerryError, StorageFailed, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from agent.residency import Residency
+    from agent.settings import Config
+    from agent.version import Version
+    from providers.discovery import Discovery
+    from providers.launcher import Launcher
+    from providers.ranking import EpDevice
+    from providers.start import Started
+    from store.blobs import BlobStore
+    from store.trail import StateStore
+
+log = logging.getLogger(__name__)
+
+#: At most this many threads for one model unless somebody asks for more.
+MAX_DEFAULT_THREADS = 4
+#: A load that takes longer no longer keeps others waiting: most take a tenth of a second.
+LONG_LOAD_S = 2.0
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_loading(version: Version) -> bool:
+    """Whether it still is: during an await somebody may have unloaded it."""
+    return version.state is State.LOADING
+
+
+class Loader:
+    """See the module. Lives in one event loop.
+
+    Args:
+        config: returns the configuration in force.
+        launcher: makes workers.
+        blobs: the model files.
+        trail: where placements are kept.
+        working_directory: an empty one, for workers.
+        discovery: resolves to the devices that were found.
+        residency: the memory budget.
+        on_lost: called with a version and its worker's exit status when that has died by itself.
+    """
+
+    def __init__(  # noqa: PLR0913 - what the composition root has, handed through
+        self,
+        *,
+        config: Callable[[], Config],
+        launcher: Launcher,
+        blobs: BlobStore,
+        trail: StateStore,
+        working_directory: str,
+        discovery: asyncio.Future[Discovery],
+        residency: Residency,
+        on_lost: Callable[[Version, int], None],
+    ) -> None:
+        self._config = config
+        self._launcher = launcher
+        self._blobs = blobs
+        self._trail = trail
+        self._working_directory = working_directory
+        self._discovery = discovery
+        self._residency = residency
+        self._on_lost = on_lost
+        self._places = asyncio.Semaphore(max(2, os.cpu_count() or 1))
+
+    async def load(self, version: Version, patience_s: float = 0.0) -> bool:
+        """Load an UNAVAILABLE version; whether it is READY now. If not, it is UNAVAILABLE again and says why.
+
+        Where the reason lies in the model, it is `refused`. Where it does not, as with too little memory, it is
+        asleep: a request that comes later tries again.
+
+        Args:
+            version: what to load.
+            patience_s: how long to wait for busy models to make room.
+        """
+        version.step(Event.LOAD)
+        began = time.monotonic()
+        passing = False
+        try:
+            version.memory_bytes = version.memory_bytes or self._recorded_bytes(version)
+            async with self._residency.room_for(version, patience_s), self._place_in_the_queue():
+                problem = await self._place(version)
+        except (residency.NoRoom, Unavailable, StorageFailed, OSError) as error:
+            problem, passing = str(error), True
+        except SkerryError as error:
+            problem = str(error)
+        version.asleep = False
+        if not is_loading(version):  # unloaded meanwhile: that found nothing here yet
+            self.end(version)
+            return False
+        if problem:
+            log.error("model %s refused: %s", version.label, problem)
+            version.step(Event.FAILED, problem)
+            version.asleep, version.refused = passing, not passing
+            return False
+        version.load_s = time.monotonic() - began
+        version.used_ns = time.perf_counter_ns()
+        version.step(Event.LOADED)
+        self._residency.watch()
+        where = version.device.label if version.device else "nothing"
+        log.info("model %s ready in %.0f ms on %s", version.label, version.load_s * 1e3, where)
+        return True
+
+    @contextlib.asynccontextmanager
+    async def _place_in_the_queue(self) -> AsyncIterator[None]:
+        """One of a few places for loads, so that many at once do not take turns at everything. Long ones lose it."""
+        await self._places.acquire()
+        late = asyncio.get_running_loop().call_later(LONG_LOAD_S, self._places.release)
+        try:
+            yield
+        finally:
+            if late.when() > asyncio.get_running_loop().time():
+                late.cancel()
+                self._places.release()
+
+    async def _place(self, version: Version) -> str:
+        """Load on the best device that proves itself; returns why not, or an empty text."""
+        config = self._config()
+        manifest = version.entry.manifest
+        discovery = await asyncio.shield(self._discovery)
+        policy = manifest.policy or config.providers.policy
+        candidates = ranking.rank(discovery.devices, policy)
+        instance = Instance(
+            version.label,
+            queue_limit=config.inference.queue,
+            kill_grace_s=config.workers.kill_grace_s,
+            on_lost=functools.partial(self._on_lost, version),
+        )
+        worker = None
+        try:
+            with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
+                job = self._job(version, instance, model_fd)
+                placed = await placement.place(self._launcher, candidates, job)
+            worker = placed.worker
+            if worker is not None:
+                version.memory_bytes = await asyncio.to_thread(
+                    residency.measure, worker.process.pid, instance
+                )
+            if is_loading(version):  # a load that was cut off says nothing about the model
+                await self._record(version, policy, placed)
+            if worker is not None:
+                self._residency.settle(version)
+        except BaseException:
+            if worker is not None:
+                worker.channels.close()
+            instance.close()
+            raise
+        if worker is None:
+            instance.close()
+            return placed.reason
+        proof = worker.proof
+        version.inputs, version.outputs, version.device = proof.inputs, proof.outputs, placed.device
+        version.timeout_s = min(manifest.limits.timeout_s, config.inference.timeout_s)
+        version.plans.clear()
+        version.instance = instance
+        instance.attach(worker.process, worker.channels)
+        return ""
+
+    async def start_again(self, version: Version, instance: Instance, device: EpDevice) -> Started:
+        """A new worker for a version that lost its own, on the device where it was placed. The caller attaches it.
+
+        Raises:
+            Unavailable, StorageFailed, OSError: the node's doing; try again later.
+            SkerryError: it does not load there any more.
+        """
+        with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
+            job = self._job(version, instance, model_fd)
+            worker = await placement.start_on(self._launcher, device, job)
+        if job.samples and worker.proof.probe_error:
+            worker.channels.close()
+            raise ExecutionFailed(f"the manifest's samples failed: {worker.proof.probe_error}")
+        return worker
+
+    def end(self, version: Version) -> None:
+        """Let go of what runs of a version; its memory goes back to the system."""
+        instance, version.instance = version.instance, None
+        version.plans.clear()
+        if instance is not None:
+            instance.close()
+
+    def _job(self, version: Version, instance: Instance, model_fd: int) -> placement.Job:
+        workers = self._config().workers
+        manifest = version.entry.manifest
+        asked = manifest.threads or workers.threads
+        return placement.Job(
+            label=version.label,
+            model_fd=model_fd,
+            area_fd=instance.area.fd,
+            samples=manifest.golden + manifest.warmup,
+            threads=asked or min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS),
+            keep_threads=asked > 0,
+            memory_bytes=manifest.limits.memory_bytes,
+            working_directory=self._working_directory,
+            timeout_s=workers.load_timeout_s,
+            fork=workers.start == "fork",
+        )
+
+    def _open(self, version: Version) -> int:
+        return self._blobs.open_sealed(version.entry.digest, version.entry.size_bytes)
+
+    def _recorded_bytes(self, version: Version) -> int:
+        """What this file took when it was last loaded, perhaps by a daemon before this one; 0 if that is not known."""
+        record = self._trail.placement(version.name, version.number)
+        known = record is not None and record["digest"] == version.digest
+        return int(record.get("memory_bytes", 0)) if known and record is not None else 0
+
+    async def _record(self, version: Version, policy: str, placed: placement.Placed) -> None:
+        steps = list(placed.steps)
+        record = {
+            "policy": policy,
+            "placed_unix": wall(),
+            "accepted": len(steps) - 1 if placed.worker is not None else None,
+            "memory_bytes": version.memory_bytes,
+            "steps": steps,
+        }
+        try:
+            await asyncio.wrap_future(
+                self._trail.record_placement(version.name, version.number, version.digest, record)
+            )
+        except SkerryError as error:
+            # The model can serve without its trail; the operator must learn that the disk cannot.
+            log.error("placement of %s could not be kept: %s", version.label, error)  # noqa: TRY400 - no traceback needed
