@@ -200,6 +200,9 @@ def _announce(session: Session, entry: Entry, *, wait: bool) -> bool:
         return False
     with session.remarks.status("waiting until it is served"), session.client() as client:
         model = _settled(client, entry, started + SERVED_S)
+    if model.get("asleep"):
+        _say(session, "admitted", f"{entry.name}/{entry.version}: {model['reason']}")
+        return True
     if model["state"] != "READY":
         raise Unavailable(
             f"{entry.name}/{entry.version}: signed, and not served: {model['reason']}",

@@ -32,6 +32,7 @@ _STYLES = {
     "accepted": "green",
     "LOADING": "yellow",
     "UNLOADING": "yellow",
+    "ASLEEP": "cyan",
     "UNAVAILABLE": "red",
     "refused": "red",
 }
@@ -67,6 +68,11 @@ def duration(value_s: float | None) -> str:
     if hours:
         return f"{hours}h {minutes % 60}m"
     return f"{minutes}m {whole % 60}s" if minutes else f"{whole}s"
+
+
+def briefly(value_s: float | None) -> str:
+    """Seconds -> '42s', '3m', '5h', '9d': the largest unit, for narrow columns."""
+    return duration(value_s).partition(" ")[0]
 
 
 def age(unix_s: float | None) -> str:

@@ -89,9 +89,9 @@ def ps(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 def models_table(models: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - rich's Table, imported only to print
     """The table of `skerry ps`, from the page /skerry/v1/models."""
-    # Short headings: eleven columns have to fit into 80 characters.
-    columns = ["MODEL", ">VER", "STATE", "DEVICE", ">RSS", ">REQS", ">FAIL"]
-    columns += [">P50", ">P99", ">HITS", ">SINCE"]
+    # Short headings: twelve columns have to fit into 80 characters.
+    columns = ["MODEL", ">VER", "STATE", "DEVICE", ">MEM", "KEEP", ">REQS", ">FAIL"]
+    columns += [">P50", ">P99", ">HITS", ">USED"]
     return render.table(columns, (_model_row(model) for model in models))
 
 
@@ -100,16 +100,24 @@ def _model_row(model: dict[str, Any]) -> list[str]:
     return [
         model["name"],
         model["version"],
-        model["state"],
+        "ASLEEP" if model.get("asleep") else model["state"],
         render.device(model.get("device")),
-        render.size(model.get("rss_bytes")),
+        render.size(model.get("memory_bytes")),
+        _keep(model),
         render.number(model.get("requests")),
         render.number(model.get("failures")),
         render.microseconds(model.get("p50_us")),
         render.microseconds(model.get("p99_us")),
         f"{hits}/{hits + misses}" if hits + misses else render.DASH,
-        render.age(model.get("since_unix")),
+        "now" if model.get("leases") else render.briefly(model.get("unused_s")),
     ]
+
+
+def _keep(model: dict[str, Any]) -> str:
+    """How long it stays in memory unused: a time, "pin" where memory pressure does not move it, or a dash."""
+    keep_s = model.get("keep_alive_s")
+    words = ["pin"] if model.get("pinned") else []
+    return " ".join([*words, render.briefly(keep_s)] if keep_s else words) or render.DASH
 
 
 def providers(context: typer.Context, *, as_json: AsJson = False) -> None:

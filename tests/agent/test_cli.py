@@ -68,6 +68,12 @@ MODELS = {
             "cache_misses": 9,
             "since_unix": 1.0,
             "crashes": 0,
+            "memory_bytes": 3 * 1024 * 1024,
+            "keep_alive_s": 300.0,
+            "pinned": True,
+            "asleep": False,
+            "leases": 2,
+            "unused_s": 0.5,
         },
         {
             "name": "beta",
@@ -87,6 +93,12 @@ MODELS = {
             "cache_misses": 0,
             "since_unix": None,
             "crashes": 3,
+            "memory_bytes": 0,
+            "keep_alive_s": 0.0,
+            "pinned": False,
+            "asleep": False,
+            "leases": 0,
+            "unused_s": None,
         },
     ]
 }
@@ -375,16 +387,23 @@ def test_status_of_a_node_that_nobody_asked_by_grpc(skerry, daemon):
 def test_ps_shows_one_line_per_model_and_the_reason_of_a_failed_one(skerry, daemon):
     result = skerry("ps")
     _, alpha, beta = words(result.stdout)
-    assert alpha.startswith("alpha 2 READY CPU on CPU 5.0 MiB 12 0 42 us 2.5 ms 3/12 ")
-    assert beta.startswith("beta 1 UNAVAILABLE - - 0 0 - - - -")
+    assert alpha.startswith("alpha 2 READY CPU on CPU 3.0 MiB pin 5m 12 0 42 us 2.5 ms 3/12 now")
+    assert beta.startswith("beta 1 UNAVAILABLE - 0 B - 0 0 - - - -")
     assert result.stderr == "beta/1: quarantined [/]: SIGFPE three times\n"
 
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_ps_fits_into_a_terminal(columns):
     model = {"name": "ch_PP-OCRv4_det", "version": "1", "device": "CPUExecutionProvider on AMD CPU"}
-    model |= {"rss_bytes": 68_000_000, "requests": 123_456, "failures": 0, "p50_us": 54, "p99_us": 15_900}
-    model |= {"cache_hits": 14, "cache_misses": 14, "since_unix": 0}
+    model |= {
+        "memory_bytes": 68_000_000,
+        "keep_alive_s": 600,
+        "requests": 123_456,
+        "failures": 0,
+        "p50_us": 54,
+        "p99_us": 15_900,
+    }
+    model |= {"cache_hits": 14, "cache_misses": 14, "unused_s": 100_000}
     console = Console(width=columns, file=io.StringIO())
     console.print(views.models_table([{**model, "state": state} for state in ("READY", "UNAVAILABLE")]))
     lines = console.file.getvalue().splitlines()
@@ -393,13 +412,14 @@ def test_ps_fits_into_a_terminal(columns):
         "VER",
         "STATE",
         "DEVICE",
-        "RSS",
+        "MEM",
+        "KEEP",
         "REQS",
         "FAIL",
         "P50",
         "P99",
         "HITS",
-        "SINCE",
+        "USED",
     ]
     shown = "\n".join(lines)
     assert all(whole in shown for whole in (" UNAVAILABLE ", " 64.8 MiB ", " 123456 ", " 15.9 ms "))
