@@ -382,7 +382,13 @@ def test_hostile_models_that_were_signed_anyway_are_refused_while_everything_els
     for name, (data, _, _) in HOSTILE.items():
         node.add(data, name, limits={"memory": "512MiB"})
     node.add(zoo.endless_loop(), "endless")  # its probe never ends
-    node.start()
+    node.start()  # it is ready before the endless one is given up
+    until(
+        lambda: all(
+            row["state"] != "LOADING" and row["reason"] != "not loaded yet" for row in node.table().values()
+        ),
+        "every model tried",
+    )
     table = node.table()
     for name, (_, _, words) in HOSTILE.items():
         found = table[name, "1"]
