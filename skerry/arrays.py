@@ -85,15 +85,15 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
         raise InvalidRequest(f"datatype: expected one of {known}, got {datatype!r}") from None
 
 
-def empty(name: str, datatype: str, shape: tuple[int, ...], size_bytes: int) -> Array:
-    """An array to receive `size_bytes`, checked against its shape before it is made."""
-    dtype = dtype_of(datatype)
-    expected_bytes = element_count(shape) * dtype.itemsize
-    if expected_bytes != size_bytes or size_bytes > MAX_TENSOR_BYTES or min(shape, default=0) < 0:
+def fixed_size(name: str, datatype: str, shape: tuple[int, ...]) -> int:
+    """The bytes that an output of this shape has; BYTES have no such size."""
+    dtype = DTYPES.get(datatype)
+    size_bytes = element_count(shape) * dtype.itemsize if dtype else -1
+    if not 0 <= size_bytes <= MAX_TENSOR_BYTES or min(shape, default=0) < 0:
         raise InternalError(
-            f"output {name!r}: expected {expected_bytes} bytes for {datatype} {list(shape)}, got {size_bytes}"
+            f"output {name!r}: expected a size of at most {MAX_TENSOR_BYTES} bytes, got {datatype} {list(shape)}"
         )
-    return np.empty(shape, dtype)
+    return size_bytes
 
 
 def writable(array: Array) -> memoryview:

@@ -64,6 +64,23 @@ class DeadlineExceeded(Unavailable):
     """The request's time ran out, in the queue or in the run."""
 
 
+class ConnectionLost(Unavailable):
+    """The connection broke under the request.
+
+    Args:
+        message: as of every SkerryError.
+        hint: likewise.
+        sent: whether any byte of the request had gone out. If so it may have run; only its caller knows whether
+            it may be sent again.
+        answered: whether any byte of the answer had come.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, sent: bool = True, answered: bool = False) -> None:
+        super().__init__(message, hint)
+        self.sent = sent
+        self.answered = answered
+
+
 class ExecutionFailed(SkerryError):
     """The model's run raised; the worker lives on."""
 

@@ -1,228 +1,270 @@
-"""One HTTP connection to a daemon, over its Unix socket or TCP: requests out, answers or SkerryErrors back.
+"""Blocking connections to one daemon: a few of them, kept alive, shared by threads.
 
-Leaves out: what a request means (skerry.client).
+Does: send a call, receive its answer where it belongs, within the call's time.
+Leaves out: what bytes mean (skerry.receiver), whether a call may be sent again (skerry.retries).
 
 Rules
- * A request is repeated only if nothing can have happened: it is a GET, the connection had been kept
-   alive, and the server closed it before it answered a byte.
- * After any failure the connection is closed, so that no half-read answer meets the next request.
+ * A connection serves one thread at a time; the pool hands out the one used last, and opens no more than it may.
+ * After anything but a complete answer the connection is closed, so that no half-read answer meets the next call.
+ * A child process never touches its parent's connections: it finds the pool empty, with a lock of its own.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
+import os
+import select
 import socket
+import struct
+import threading
+import time
+import weakref
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 
-from skerry.errors import (
-    DeadlineExceeded,
-    Denied,
-    ExecutionFailed,
-    InternalError,
-    InvalidRequest,
-    NotFound,
-    NotRunning,
-    Overloaded,
-    SkerryError,
-    TooLarge,
-    Unavailable,
-    Unsupported,
-)
-from skerry.terms import MIB
+from skerry.address import explain
+from skerry.errors import DeadlineExceeded
+from skerry.receiver import Receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Sequence
+
+    from skerry.address import Address
+    from skerry.calls import Call
 
 T = TypeVar("T")
-Response = http.client.HTTPResponse
 
-MAX_ERROR_BYTES = MIB
-
-_ERRORS: dict[int, type[SkerryError]] = {
-    400: InvalidRequest,
-    401: Denied,
-    403: Denied,
-    404: NotFound,
-    405: InvalidRequest,
-    408: InvalidRequest,
-    413: TooLarge,
-    431: TooLarge,
-    500: ExecutionFailed,  # or a bug of the daemon's; its message says, its log has the rest
-    501: Unsupported,
-    503: Unavailable,
-    504: DeadlineExceeded,
-}
+#: Pieces per sendmsg; the kernel takes 1024 (IOV_MAX).
+_MAX_PIECES = 64
+#: A timeout is set anew when it is off by more than this part of itself: a busy connection never has to.
+_TOLERANCE = 1e-3
 
 
-class Transport:
-    """A kept-alive connection, opened by the first request; for one thread at a time.
+class Connection:
+    """One connection, opened when it is needed and after each failure anew.
 
-    Args:
-        target: the path of a Unix socket, or "http://host:port".
+    Attributes:
+        kept_alive: whether it has served a call and is still open.
+        epoch: the pool's when it was taken; an older one is closed when it comes back.
     """
 
-    def __init__(self, target: str) -> None:
-        self.target = target
-        self._connection = _connection(target)
+    __slots__ = ("_address", "_poll", "_receiver", "_sent", "_sock", "_timeout_s", "epoch", "kept_alive")
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._sock: socket.socket | None = None
+        self._poll = select.poll()
+        self._receiver = Receiver()
+        self._timeout_s = 0.0
+        self._sent = False
+        self.kept_alive = False
+        self.epoch = 0
 
     def close(self) -> None:
-        """Close the connection; the next request opens another."""
-        self._connection.close()
+        """Close; the next exchange opens another."""
+        sock, self._sock = self._sock, None
+        self.kept_alive = False
+        if sock is not None:
+            sock.close()
 
-    def ask(  # noqa: PLR0913 - the parts of one HTTP exchange
-        self,
-        method: str,
-        path: str,
-        *,
-        read: Callable[[Response], T],
-        timeout_s: float,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> T:
-        """Send one request and return what `read` makes of the answer.
+    def exchange(self, call: Call[T], deadline: float, late_s: float) -> T:
+        """Send `call` and return what its answer means.
 
         Args:
-            method: GET or POST.
-            path: from the first slash on, quoted.
-            read: takes a response below 400 and consumes its body. KeyError, TypeError and ValueError
-                out of it mean that the server does not speak the protocol.
-            timeout_s: the longest silence of the server.
-            body: None sends none; b"" says that it is empty.
-            headers: beside Host and Content-Length.
+            call: begun anew by this, if it was carried out before.
+            deadline: on the monotonic clock, for all of it.
+            late_s: of the call's time, already spent.
 
         Raises:
-            NotRunning: nothing listens at the target; Denied: the socket is not for this user.
-            DeadlineExceeded: nothing came in time; Unavailable: the connection broke.
-            InternalError: the answer does not follow the protocol.
-            SkerryError: what the server refused, by its status code.
+            SkerryError: what the server refused, or that there was no answer; see skerry.address.explain.
         """
+        parts = call.request(late_s)
+        receiver = self._receiver
+        receiver.begin(call.take_lead)
+        self._sent = False
         try:
-            response = self._send(method, path, body, headers or {}, timeout_s)
-            if response.status < 400:
-                return read(response)
-            refusal = _refusal(response)
-        except (OSError, http.client.HTTPException) as error:
+            sock = self._ready(deadline)
+            try:
+                self._send(sock, parts, deadline)
+            except ConnectionError:
+                # A server that refuses a long body may have said why before it closed.
+                if not self._sent:
+                    raise
+            self._arm(sock, deadline)
+            while not receiver.feed(_receive(sock, receiver.space())):
+                self._arm(sock, deadline)
+        except OSError as error:
             self.close()
-            raise _explain(error, self.target) from error
-        except (KeyError, TypeError, ValueError) as error:
-            self.close()
-            raise InternalError(f"response: expected the protocol's fields, got {error!r}") from error
+            raise explain(error, self._address.target, sent=self._sent, answered=receiver.started) from error
         except BaseException:
             self.close()
             raise
-        if not response.isclosed():  # a refusal longer than anybody reads
+        finally:
+            refusal = receiver.end()
+        if receiver.reusable:
+            self.kept_alive = True
+        else:
             self.close()
-        raise refusal
+        if refusal is not None:
+            raise refusal
+        return call.result()
 
-    def _send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
-    ) -> Response:
-        connection = self._connection
-        if connection.sock is not None and _hung_up(connection.sock):
-            connection.close()  # an idle server closed it, and this request has not been sent yet
-        kept_alive = connection.sock is not None
+    def _ready(self, deadline: float) -> socket.socket:
+        """An open socket that nothing is known against."""
+        sock = self._sock
+        if sock is not None and self._poll.poll(0):
+            # The server closed it while it was idle, or said something nobody asked for. Nothing was sent.
+            self.close()
+            sock = None
+        if sock is None:
+            sock = self._sock = self._connect(deadline)
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
+            self._timeout_s = 0.0
+        self._arm(sock, deadline)
+        return sock
+
+    def _connect(self, deadline: float) -> socket.socket:
+        address = self._address
+        left_s = max(1e-3, deadline - time.monotonic())
+        if not address.is_unix:
+            sock = socket.create_connection((address.place, address.port), left_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            return self._exchange(method, path, body, headers, timeout_s)
-        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-            if not (kept_alive and method == "GET"):
-                raise
-        connection.close()
-        return self._exchange(method, path, body, headers, timeout_s)
-
-    def _exchange(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
-    ) -> Response:
-        connection = self._connection
-        connection.timeout = timeout_s
-        if connection.sock is None:
-            connection.connect()
-        connection.sock.settimeout(timeout_s)
-        connection.request(method, path, body, headers)
-        return connection.getresponse()
-
-
-def read_exactly(response: Response, size_bytes: int, limit_bytes: int) -> bytearray:
-    """The next `size_bytes` of a body, at most `limit_bytes`."""
-    if not 0 <= size_bytes <= limit_bytes:
-        raise InternalError(f"response: expected at most {limit_bytes} bytes, got {size_bytes}")
-    buffer = bytearray(size_bytes)
-    fill(response, memoryview(buffer))
-    return buffer
-
-
-def fill(response: Response, view: memoryview) -> None:
-    """Receive the next bytes of a body straight into `view`, all of it."""
-    while view:
-        count = response.readinto(view)
-        if count == 0:
-            raise http.client.IncompleteRead(b"", len(view))
-        view = view[count:]
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket; the Host header says localhost, as curl does."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(self.timeout)
-            connection.connect(self._path)
+            # Only a blocking connect waits for room in the server's queue; the kernel's own timeout ends it.
+            seconds, rest = divmod(left_s, 1.0)
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(rest * 1e6) + 1)
+            )
+            sock.connect(address.place)
+        except BlockingIOError:
+            sock.close()
+            raise TimeoutError from None
         except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _arm(self, sock: socket.socket, deadline: float) -> None:
+        """Let the next operation wait until `deadline`, about."""
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        set_s = self._timeout_s
+        if not set_s * (1 - _TOLERANCE) <= left_s <= set_s:
+            sock.settimeout(left_s)
+            self._timeout_s = left_s
+
+    def _send(self, sock: socket.socket, parts: Sequence[bytes | memoryview], deadline: float) -> None:
+        if len(parts) == 1:
+            count = sock.send(parts[0])
+            self._sent = True
+            if count == len(parts[0]):
+                return
+        else:
+            count = 0
+        pieces = [memoryview(part) for part in parts if len(part)]
+        while True:
+            while pieces and count >= len(pieces[0]):
+                count -= len(pieces.pop(0))
+            if not pieces:
+                return
+            pieces[0] = pieces[0][count:]
+            self._arm(sock, deadline)
+            count = sock.sendmsg(pieces[:_MAX_PIECES])
+            self._sent = True
+
+
+def _receive(sock: socket.socket, space: memoryview) -> int:
+    count = sock.recv_into(space)
+    if not count:
+        raise ConnectionResetError("it was closed")
+    return count
+
+
+class Pool:
+    """Up to `size` connections to one daemon.
+
+    Args:
+        address: of the daemon.
+        size: how many at once; a thread that finds all of them busy waits for one.
+    """
+
+    def __init__(self, address: Address, size: int) -> None:
+        self._address = address
+        self._size = size
+        self._renew()
+        _pools.add(self)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        self._waiting = 0
+        self._all: list[Connection] = []
+        self._idle: list[Connection] = []
+        self._epoch = 0
+
+    def take(self, deadline: float) -> Connection:
+        """A connection for the calling thread, to be given back.
+
+        Raises:
+            DeadlineExceeded: all of them were busy until `deadline`.
+        """
+        with self._lock:
+            while not self._idle:
+                if len(self._all) < self._size:
+                    connection = Connection(self._address)
+                    self._all.append(connection)
+                    break
+                self._waiting += 1
+                try:
+                    in_time = self._freed.wait(max(0.0, deadline - time.monotonic()))
+                finally:
+                    self._waiting -= 1
+                if not in_time:
+                    raise DeadlineExceeded(
+                        f"daemon at {self._address.target}: all {self._size} connections were busy until the end",
+                        "raise max_connections of the client",
+                    )
+            else:
+                connection = self._idle.pop()
+            connection.epoch = self._epoch
+            return connection
+
+    def give(self, connection: Connection) -> None:
+        """Give back what `take` gave."""
+        with self._lock:
+            if connection.epoch != self._epoch:
+                connection.close()
+            self._idle.append(connection)
+            if self._waiting:
+                self._freed.notify()
+
+    def close(self) -> None:
+        """Close what is idle now, and what is busy as soon as it is not."""
+        with self._lock:
+            self._epoch += 1
+            for connection in self._idle:
+                connection.close()
+
+    def leave_behind(self) -> None:
+        """In a child process: let go of the parent's connections, without a word to the server.
+
+        Those that other threads of the parent were using are closed as well, or the server could not tell that
+        the parent hung up.
+        """
+        inherited = self._all
+        self._renew()
+        for connection in inherited:
             connection.close()
-            raise
-        self.sock = connection
 
 
-def _connection(target: str) -> http.client.HTTPConnection:
-    if not target.startswith("http://"):
-        return _UnixConnection(target)
-    url = urlsplit(target)
-    if not url.hostname or url.path.strip("/") or url.query:
-        raise InvalidRequest(f"daemon: expected a socket path or http://host:port, got {target!r}")
-    return http.client.HTTPConnection(url.hostname, url.port or 8000)
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
-def _hung_up(connection: socket.socket) -> bool:
-    """Whether the server closed a connection that was kept alive (or sent what nobody asked for)."""
-    connection.settimeout(0)
-    try:
-        connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool.leave_behind()
 
 
-def _refusal(response: Response) -> SkerryError:
-    body = response.read(MAX_ERROR_BYTES)
-    try:
-        told = json.loads(body)
-        message, hint = str(told["error"]), str(told.get("hint", ""))
-    except (ValueError, TypeError, KeyError):
-        message, hint = f"HTTP {response.status}: {body[:200].decode(errors='replace').strip()}", ""
-    retry_after = response.getheader("Retry-After", "")
-    if response.status == 503 and retry_after.isdigit():
-        return Overloaded(message, hint, retry_after_s=int(retry_after))
-    fallback = InvalidRequest if response.status < 500 else InternalError
-    return _ERRORS.get(response.status, fallback)(message, hint)
-
-
-def _explain(error: Exception, target: str) -> SkerryError:
-    if isinstance(error, TimeoutError):
-        return DeadlineExceeded(f"daemon at {target}: no answer in time")
-    if isinstance(error, PermissionError):
-        return Denied(
-            f"daemon at {target}: permission denied",
-            "only the socket's owner and its group may connect; `ls -l` on the socket names the group",
-        )
-    if isinstance(error, FileNotFoundError | NotADirectoryError | ConnectionRefusedError):
-        return NotRunning(f"no daemon answers at {target}", "start one with `skerry run`")
-    # The request may have run or not; only its caller knows whether it may be sent again.
-    return Unavailable(f"daemon at {target}: the connection broke before the answer was complete ({error})")
+os.register_at_fork(after_in_child=_after_fork)

@@ -3,10 +3,11 @@
 import json
 import socket
 import threading
-from contextlib import contextmanager
+import time
 
 import numpy as np
 import pytest
+from scripted import HANG_UP, Script, echo, infer_reply, reply
 
 from skerry.client import Client
 from skerry.errors import (
@@ -22,7 +23,8 @@ from skerry.errors import (
     Unavailable,
     Unsupported,
 )
-from skerry.transport import MAX_ERROR_BYTES
+from skerry.receiver import MAX_ERROR_BYTES
+from skerry.transport import Connection
 
 DTYPES = {
     "BOOL": "?",
@@ -38,86 +40,6 @@ DTYPES = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
-HANG_UP = object()  # a scripted answer: close the connection without a byte
-
-
-class Script:
-    """A server that gives its answers in turn and keeps what it was asked."""
-
-    def __init__(self, path, answers):
-        self.requests = []
-        self.connections = 0
-        self._answers = iter(answers)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._serve)
-
-    @contextmanager
-    def running(self):
-        self._thread.start()
-        try:
-            yield self
-        finally:
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-            self._thread.join(10)
-
-    def _serve(self):
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            with connection, connection.makefile("rb") as stream:
-                while (request := _read_request(stream)) is not None:
-                    self.requests.append(request)
-                    answer = next(self._answers, HANG_UP)
-                    answer = answer(request) if callable(answer) else answer
-                    if answer is HANG_UP:
-                        break
-                    connection.sendall(answer)
-                    if b"Connection: close" in answer or b"Keep-Alive: gone" in answer:
-                        break
-
-
-def _read_request(stream):
-    try:
-        line = stream.readline().decode()
-        if not line:
-            return None
-        headers = {}
-        while (header := stream.readline().decode().strip()) != "":
-            name, _, value = header.partition(":")
-            headers[name.lower()] = value.strip()
-        body = stream.read(int(headers.get("content-length", 0)))
-    except ConnectionError:
-        return None
-    method, path, _ = line.split()
-    return method, path, headers, body
-
-
-def reply(body=b"", status=200, **headers):
-    if isinstance(body, dict | list):
-        body = json.dumps(body).encode()
-    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-def infer_reply(header, raw=b""):
-    encoded = json.dumps({"model_name": "m", "model_version": "1", **header}).encode()
-    return reply(encoded + raw, Inference_Header_Content_Length=len(encoded))
-
-
-def echo(request):
-    """Answer an inference with its own inputs, renamed x -> x_out, in binary."""
-    _, _, headers, body = request
-    length = int(headers["inference-header-content-length"])
-    asked = json.loads(body[:length])
-    outputs = [{**tensor, "name": f"{tensor['name']}_out"} for tensor in asked["inputs"]]
-    return infer_reply({"outputs": outputs, "id": asked.get("id", "")}, body[length:])
 
 
 @pytest.fixture
@@ -295,11 +217,14 @@ def test_a_refusal_longer_than_anybody_reads_does_not_meet_the_next_request(serv
 
 
 def test_the_server_gets_a_little_longer_than_the_request_to_say_that_it_ran_out(monkeypatch):
-    asked = {}
+    asked = []
     client = Client("/nowhere")
-    monkeypatch.setattr(client._transport, "ask", lambda *_, **options: asked.update(options))
+    monkeypatch.setattr(Connection, "exchange", lambda *given: asked.append(given[2]))
+    begun = time.monotonic()
     client.infer("m", {}, timeout_s=3)
-    assert asked["timeout_s"] > 3
+    client.get("/v2")
+    assert 4 < asked[0] - begun < 30
+    assert asked[1] - begun > 59
 
 
 def test_a_missing_socket_is_one_clear_line(tmp_path):
@@ -342,7 +267,7 @@ def test_a_connection_closed_while_idle_is_replaced_even_for_an_inference(serve)
 
 def wait_for_hangup(client):
     """Block until the server's close has reached the idle connection."""
-    idle = client._transport._connection.sock
+    idle = client._pool._idle[-1]._sock
     idle.settimeout(5)
     return idle.recv(1, socket.MSG_PEEK) == b""
 
@@ -455,3 +380,53 @@ def test_tcp_targets_are_urls():
         client.get("/v2")
     with pytest.raises(InvalidRequest, match="http://host:port"):
         Client("http://127.0.0.1:80/path")
+
+
+def test_options_of_another_type_are_refused_before_anything_is_sent(tmp_path):
+    client = Client(tmp_path / "none")
+    with pytest.raises(InvalidRequest, match="list of names"):
+        client.infer("m", {}, outputs="y")
+    with pytest.raises(InvalidRequest, match="parameter 'k'"):
+        client.infer("m", {}, parameters={"k": [1]})
+    for options in ({"timeout_s": 0}, {"retries": -1}, {"max_connections": 0}):
+        with pytest.raises(InvalidRequest, match=next(iter(options))):
+            Client(tmp_path / "none", **options)
+
+
+def test_equal_keys_that_differ_in_json_are_different_requests(serve):
+    client, script = serve(echo, echo, echo)
+    for value in (1, True, 1.0):
+        client.infer("m", {"x": np.ones(1, np.float32)}, parameters={"k": value})
+    sent = [body.partition(b'"k":')[2].partition(b",")[0] for *_, body in script.requests]
+    assert sent == [b"1", b"true", b"1.0"]
+
+
+def test_the_repository_and_statistics_pages_have_types(serve):
+    index = [
+        {"name": "m", "version": "1", "state": "READY"},
+        {"name": "n", "state": "UNAVAILABLE", "reason": "lost"},
+    ]
+    stats = {"model_stats": [{"name": "m", "version": "1", "inference_count": 3}]}
+    client, script = serve(reply(index), reply(stats), reply(stats), reply(), reply())
+    entries = client.index(ready=True)
+    assert [(entry.name, entry.version, entry.state, entry.reason) for entry in entries] == [
+        ("m", "1", "READY", ""),
+        ("n", "", "UNAVAILABLE", "lost"),
+    ]
+    assert client.statistics()[0]["inference_count"] == 3
+    assert client.statistics("m", 1)[0]["name"] == "m"
+    client.load("m")
+    client.unload("m")
+    assert [(method, path) for method, path, _, _ in script.requests] == [
+        ("POST", "/v2/repository/index"),
+        ("GET", "/v2/models/stats"),
+        ("GET", "/v2/models/m/versions/1/stats"),
+        ("POST", "/v2/repository/models/m/load"),
+        ("POST", "/v2/repository/models/m/unload"),
+    ]
+    assert json.loads(script.requests[0][3]) == {"ready": True}
+
+
+def test_a_host_without_an_address_does_not_run():
+    with Client("http://nowhere.invalid:1") as client, pytest.raises(NotRunning):
+        client.get("/v2")
