@@ -13,6 +13,7 @@ PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-openvino check bench bench-peers clean
+.PHONY: help demo test test-slow test-openvino check bench wheel-client clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -73,6 +74,9 @@ $(PEERS)/.made: benchmarks/peers/install.sh | $(BIN)/python
 ## make bench-peers  the same, and other servers on the same models
 bench-peers: $(DEV) $(PEERS)/.made
 	@$(BIN)/python benchmarks/run.py --peers
+## make wheel-client  the client alone, as a wheel that needs only numpy, into dist/
+wheel-client: $(DEV)
+	@PYTHON=$(CURDIR)/$(BIN)/python sh packaging/build-client.sh dist
 
 ## make clean      remove what the other targets made
 clean:
