@@ -336,7 +336,7 @@ class ModelTable:
         self._unloaded.add(name)
         self._serving.pop(name, None)
         for version in self._versions[name].values():
-            self._leave_out(version, "unloaded on request")
+            self._leave_out(version, f"unloaded on request; POST /v2/repository/models/{name}/load loads it")
 
     async def clear(self, name: str) -> None:
         """Lift the quarantine of a model's versions and try them again.
