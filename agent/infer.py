@@ -15,9 +15,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from agent.clock import wall
 from providers.area import ALIGNMENT
 from providers.job import Job
+from providers.queue import DEFAULT_LEVEL, LEVELS
 from skerry import oip
 from skerry.errors import (
     DeadlineExceeded,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from agent.fallback import Chain
     from agent.version import Version
+    from providers import wire
     from providers.instance import Instance
     from providers.job import ResultLayout
     from skerry.terms import TensorView
@@ -63,8 +64,10 @@ class Plan:
         "cache_prefix",
         "form",
         "has_bytes",
+        "inferences",
         "layout",
         "parameters",
+        "priority",
         "request_id",
         "tail",
         "timeout_s",
@@ -77,12 +80,14 @@ class Plan:
         oip.check_inputs(version.label, version.inputs, inputs.views)
         self.form = oip.response_format(request, version.label, version.outputs)
         self.layout = version.layout_of(inputs.views, self.form.outputs)
+        self.inferences = max(1, self.layout.rows) if version.max_batch > 1 else 1
         self.binary_bytes = binary_bytes
         self.tail = inputs.tail
         self.total_bytes = binary_bytes + len(inputs.tail)
         self.has_bytes = any(view.datatype == "BYTES" for view in inputs.views)
         self.request_id = request.id
         self.timeout_s = _timeout_s(request.parameters, version.timeout_s)
+        self.priority = _priority(request.parameters)
         self.cache_prefix: dict[str, tuple[bytes, tuple[TensorView, ...]]] = {}  # by scope
         self.parameters: dict[str, Any] = {}  # of the answer
         self.answer_layout: ResultLayout | None = None
@@ -90,7 +95,14 @@ class Plan:
 
 
 class Client(Protocol):
-    """Who asked. One of the two is called, once, unless the exchange was abandoned."""
+    """Who asked: `owner` is the uid, -1 if nobody knows. Owners share a model fairly.
+
+    One of the first two is called, once, unless the exchange was abandoned.
+    """
+
+    @property
+    def owner(self) -> int:
+        """Uid."""
 
     def answer(self, json: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
         """The JSON, the binary tensors behind it, and what to call when their memory is no longer needed."""
@@ -119,18 +131,34 @@ def patience_s(header: bytes, longest_s: float) -> float:
     return _timeout_s(oip.decode_request(header).parameters, longest_s) if header else longest_s
 
 
+def _priority(parameters: Mapping[str, Any]) -> int:
+    """Triton's request parameter `priority`: 1 goes first, 0 and absent mean the default."""
+    value = parameters.get("priority", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LEVELS:
+        raise InvalidRequest(
+            f"parameter 'priority': expected 0 (the default) or 1 to {LEVELS}, got {value!r}"
+        )
+    return value or DEFAULT_LEVEL
+
+
 class Exchange(Job):
-    """One request in progress. It ends with a call of its client, or by `abandon`."""
+    """One request in progress. It ends with a call of its client, or by `abandon`.
+
+    Args:
+        version: what answers; a lease is held until the end.
+        loop: the event loop.
+        client: is told how it ended.
+    """
 
     __slots__ = (
         "_begun_ns",
         "_block",
         "_client",
+        "_done",
         "_instance",
         "_key",
         "_loop",
         "_plan",
-        "_run_us",
         "_submitted",
         "_version",
     )
@@ -139,10 +167,11 @@ class Exchange(Job):
         self._version = version
         self._loop = loop
         self._client: Client | None = client
+        self.owner = client.owner
         self._begun_ns = version.used_ns = time.perf_counter_ns()
         self._instance: Instance | None = None
         self._block = -1
-        self._run_us = -1  # no run: answered from the cache, or not at all
+        self._done: wire.Done | None = None  # no run: answered from the cache, or not at all
         self._submitted = False
         self._key: bytes | None = None
         version.acquire()
@@ -231,6 +260,7 @@ class Exchange(Job):
         self.begin = begin
         self.room = room
         self.room_bytes = end - room
+        self.priority = plan.priority
         self.deadline = self._loop.time() + plan.timeout_s
         instance.submit(self)
         self._submitted = True
@@ -303,12 +333,14 @@ class Exchange(Job):
             self._version.stats.canceled += 1
             self._let_go()
 
-    def on_result(self, memory: memoryview, at: int, layout: ResultLayout, run_ns: int) -> None:
+    def on_result(self, memory: memoryview, at: int, layout: ResultLayout, done: wire.Done) -> None:
         """The run is over. See Job."""
         version = self._version
         plan = self._plan
         stats = version.stats
-        self._run_us = run_ns // 1000
+        self._done = done
+        if done[2]:
+            stats.ran(*done[2:])
         if layout.size_bytes > version.room_bytes:
             version.room_bytes = min(layout.size_bytes, MAX_ROOM_BYTES)
         payload = memory[at : at + layout.size_bytes]
@@ -362,12 +394,14 @@ class Exchange(Job):
         took_us = (time.perf_counter_ns() - self._begun_ns) // 1000
         stats.request_us += took_us
         stats.latency.record(took_us)
-        if self._run_us >= 0:
-            stats.inference_count += 1
-            stats.execution_count += 1
-            stats.last_inference_ms = int(wall() * 1000)
-            stats.compute_infer_us += self._run_us
-            stats.queue_us += max(0, took_us - self._run_us)
+        if self._done is not None:
+            _, _, _, input_ns, infer_ns, output_ns = self._done
+            stats.inference_count += self._plan.inferences
+            # Rounded: cut off, a step of less than a microsecond would never count.
+            stats.compute_input_us += (input_ns + 500) // 1000
+            stats.compute_infer_us += (infer_ns + 500) // 1000
+            stats.compute_output_us += (output_ns + 500) // 1000
+            stats.queue_us += max(0, took_us - (input_ns + infer_ns + output_ns) // 1000)
         client = self._client
         assert client is not None  # noqa: S101 - an abandoned exchange does not come here
         client.answer(json, parts, self._let_go)

@@ -26,6 +26,7 @@ from agent.clock import wall
 from agent.states import Event, State
 from providers import placement, ranking
 from providers.instance import Instance
+from providers.wire import MAX_RUNNERS
 from skerry.errors import ExecutionFailed, SkerryError, StorageFailed, Unavailable
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class Loader:
             queue_limit=config.inference.queue,
             kill_grace_s=config.workers.kill_grace_s,
             on_lost=functools.partial(self._on_lost, version),
+            max_delay_s=manifest.batching.max_queue_delay_us / 1e6,
         )
         worker = None
         try:
@@ -187,8 +189,9 @@ class Loader:
         version.inputs, version.outputs, version.device = proof.inputs, proof.outputs, placed.device
         version.timeout_s = min(manifest.limits.timeout_s, config.inference.timeout_s)
         version.plans.clear()
+        version.max_batch = proof.max_batch
         version.instance = instance
-        instance.attach(worker.process, worker.channels)
+        instance.attach(worker.process, worker.channels, proof)
         return ""
 
     async def start_again(self, version: Version, instance: Instance, device: EpDevice) -> Started:
@@ -217,13 +220,16 @@ class Loader:
         workers = self._config().workers
         manifest = version.entry.manifest
         asked = manifest.threads or workers.threads
+        cores = len(os.sched_getaffinity(0))
         return placement.Job(
             label=version.label,
             model_fd=model_fd,
             area_fd=instance.area.fd,
             samples=manifest.golden + manifest.warmup,
-            threads=asked or min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS),
+            threads=asked or min(cores, MAX_DEFAULT_THREADS),
             keep_threads=asked > 0,
+            runners=min(manifest.instances or cores, max(1, cores // (asked or 1)), MAX_RUNNERS),
+            max_batch=manifest.batching.max_batch_size,
             memory_bytes=manifest.limits.memory_bytes,
             working_directory=self._working_directory,
             timeout_s=workers.load_timeout_s,

@@ -137,7 +137,8 @@ class Recovery:
         if not is_loading(version) or version.instance is not instance:
             worker.channels.close()
             return
-        instance.attach(worker.process, worker.channels)
+        version.max_batch = worker.proof.max_batch
+        instance.attach(worker.process, worker.channels, worker.proof)
         version.step(Event.LOADED)
 
     def _quarantine(self, version: Version, reason: str) -> None:

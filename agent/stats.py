@@ -1,4 +1,4 @@
-"""What is counted per model version: outcomes, durations, quantiles.
+"""What is counted per model version: outcomes, durations, quantiles, runs by the size of their batch.
 
 Does: counters under the names of Triton's metrics, and a histogram from which p50 and p99 are read.
 Leaves out: the text format (agent.metrics).
@@ -6,13 +6,17 @@ Leaves out: the text format (agent.metrics).
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
+
+from agent.clock import wall
 
 #: Sub-buckets per power of two: quantiles are right to about 6 %.
 _SUB_BITS = 3
 _SUB = 1 << _SUB_BITS
 #: From 1 us up to 2^40 us (12 days).
 _BUCKETS = 40 << _SUB_BITS
+#: Sizes of batches that are told apart; clients choose how many rows they send. Further ones count as a power of two.
+MAX_BATCH_SIZES = 256
 
 
 class Histogram:
@@ -56,9 +60,9 @@ def _middle_us(index: int) -> float:
     return low + (1 << shift) / 2
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class BatchStat:
-    """What runs of one batch size took, summed."""
+    """The runs of one batch size: how many, and their nanoseconds before, in and after ONNX Runtime, summed."""
 
     count: int = 0
     compute_input_ns: int = 0
@@ -67,10 +71,12 @@ class BatchStat:
 
 
 class Statistics:
-    """One version's counters. All durations in microseconds, summed.
+    """One version's counters. All durations in microseconds, summed over requests.
 
-    `inference_count` leaves cache hits out, `success` counts them: Triton's definitions. `execution_count` counts
-    runs, of which one may answer several requests. `last_inference_ms` is the wall clock's, 0 before the first.
+    `inference_count` leaves cache hits out and counts the rows of a request to a model that batches, `success`
+    counts requests, cache hits among them: Triton's definitions. `execution_count` counts runs, however many requests
+    were in them; `batches` has them by their rows, which are 1 where the model does not batch.
+    `last_inference_ms` is the wall clock at the end of the last run, in milliseconds since 1970; 0: none.
     `fallbacks` counts the requests that another model took over; they count there.
     """
 
@@ -128,3 +134,17 @@ class Statistics:
     def requests(self) -> int:
         """All that came."""
         return self.success + self.failures
+
+    def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count one run of the model over so many rows, and what it took around and in ONNX Runtime."""
+        self.execution_count += 1
+        self.last_inference_ms = int(wall() * 1000)
+        stat = self.batches.get(rows)
+        if stat is None:
+            if len(self.batches) >= MAX_BATCH_SIZES:
+                rows = 1 << (rows.bit_length() - 1)
+            stat = self.batches.setdefault(rows, BatchStat())
+        stat.count += 1
+        stat.compute_input_ns += input_ns
+        stat.compute_infer_ns += infer_ns
+        stat.compute_output_ns += output_ns

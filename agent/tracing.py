@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from agent.infer import Client
     from agent.version import Version
+    from providers import wire
     from providers.job import ResultLayout
     from skerry.errors import SkerryError
 
@@ -164,18 +165,21 @@ class TracedExchange(Exchange):
         if not self._submitted:  # answered from the cache, or refused
             self._tell(())
 
-    def on_result(self, memory: memoryview, at: int, layout: ResultLayout, run_ns: int) -> None:
+    def on_result(self, memory: memoryview, at: int, layout: ResultLayout, done: wire.Done) -> None:
         """See Job."""
         ended_ns = time.perf_counter_ns()
-        super().on_result(memory, at, layout, run_ns)
-        began_ns = ended_ns - run_ns
+        super().on_result(memory, at, layout, done)
+        *_, input_ns, infer_ns, output_ns = done
+        run_end_ns = ended_ns - output_ns
+        run_ns = run_end_ns - infer_ns
+        began_ns = run_ns - input_ns
         self._tell(
             (
                 # Writing to the pipe takes microseconds, and a worker on another core may be quicker.
                 ("QUEUE_START", min(self._queued_ns, began_ns)),
                 ("COMPUTE_START", began_ns),
-                ("COMPUTE_INPUT_END", began_ns),
-                ("COMPUTE_OUTPUT_START", ended_ns),
+                ("COMPUTE_INPUT_END", run_ns),
+                ("COMPUTE_OUTPUT_START", run_end_ns),
                 ("COMPUTE_END", ended_ns),
             )
         )

@@ -64,6 +64,7 @@ class Version:
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.device: EpDevice | None = None
+        self.max_batch = 1  # rows of one run; more than 1 is proven
         self.stats = Statistics()
         self.plans: dict[bytes, Plan] = {}
         self._layouts: dict[tuple[tuple[TensorView, ...], tuple[str, ...]], RequestLayout] = {}

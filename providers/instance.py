@@ -1,14 +1,20 @@
 """A loaded model as the daemon sees it: shared memory, a queue, and the worker that empties it.
 
-Does: hand out memory for requests, queue them, send what waits to the worker, return the answers, stop runs
-whose time is up, survive the worker.
-Leaves out: which worker and when a new one (agent.models), what the bytes mean (skerry.oip).
+Does: hand out memory for requests, queue them, send what waits to the worker, return the answers, stop runs whose time
+is up, survive the worker.
+Leaves out: who is next (providers.queue), what goes in one send (providers.sends), how many runs go on at once
+(providers.scale), what is written and read (providers.link), which worker and when a new one (agent.models), what the
+bytes mean (skerry.oip).
 
 Rules
- * The memory belongs to the instance, not to the worker: it outlives a crash, and so do requests that wait.
- * At most two RUN frames are under way: one runs, the next is there when it ends. What comes meanwhile waits
-   here and leaves as one frame, so a busy worker is woken once for many requests, and nothing waits for a timer.
+ * The memory and the queue belong to the instance, not to the worker: they outlive a crash.
+ * A request that finds nobody waiting goes straight to the worker. One send more than there are runners is under way,
+   so that the next is there when one ends, unless runs are so long that this gains nothing. What comes meanwhile waits
+   here and leaves together, so a busy worker is woken once for many requests, and nothing waits for a timer, except
+   where the manifest's `max_queue_delay_us` asks for it.
  * One timer for all deadlines, set for the earliest, and none at all when nothing is under way.
+ * A batch is stopped when all its requests were stopped or are late. One that is late beside others is told at once;
+   its memory comes back with the others'.
  * A job ends exactly once, in on_result or on_error; its block is the owner's to give back.
  * A worker that is let go is killed: it has nothing to tidy up, and nothing in there is relied upon to leave.
 """
@@ -16,19 +22,16 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import collections
-import fcntl
 import logging
-import mmap
-import os
-import socket
-import struct
+import math
 from typing import TYPE_CHECKING
 
-from providers import wire
-from providers.area import SEALS, Area
-from providers.job import Job, RequestLayout, ResultLayout
+from providers import sends, wire
+from providers.area import Area
 from providers.launcher import CUT_OFF, describe_exit
+from providers.link import Link
+from providers.queue import Queue
+from providers.scale import Scale
 from skerry.errors import (
     DeadlineExceeded,
     ExecutionFailed,
@@ -41,15 +44,18 @@ from skerry.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from providers.job import Job
     from providers.launcher import Process
     from providers.start import Channels
 
 log = logging.getLogger(__name__)
 
-_FRAMES_UNDER_WAY = 2
-#: Layouts that go ahead of one frame, and one more. Both frames under way have room for theirs.
-_ANNOUNCED_BYTES = wire.PIPE_BYTES // 8
-_ONE_RUN = struct.Struct(f"{wire.FRAME.format}{wire.RUN_RECORD.format[1:]}").pack
+#: Runs longer than this are not sent ahead: the way to the worker and back is a few percent of them.
+AHEAD_BELOW_NS = 2_000_000
+#: Requests in the worker at most, whatever the runners: their records fit the smallest pipe.
+MOST_UNDER_WAY = 1024
+#: Of requests that are a run of their own, one in so many is measured; what it costs is learned, not counted.
+_SAMPLED = 8
 
 
 class Instance:
@@ -60,114 +66,121 @@ class Instance:
         queue_limit: requests waiting or running; more are Overloaded.
         kill_grace_s: how long a stopped run may take to stop before its worker is killed.
         on_lost: called with the exit status when the worker has died by itself.
+        max_delay_s: how long a request may wait for company while a runner is free.
     """
 
     def __init__(
-        self, label: str, *, queue_limit: int, kill_grace_s: float, on_lost: Callable[[int], None]
+        self,
+        label: str,
+        *,
+        queue_limit: int,
+        kill_grace_s: float,
+        on_lost: Callable[[int], None],
+        max_delay_s: float = 0.0,
     ) -> None:
         self.label = label
         self.queue_limit = queue_limit
         self.kill_grace_s = kill_grace_s
         self._on_lost = on_lost
+        self._max_delay_s = max_delay_s
         self._loop = asyncio.get_running_loop()
         self.area = Area(label)
         self._seq = 0
-        self._pending: collections.deque[Job] = collections.deque()
+        self._queue = Queue()
         self._under_way: dict[int, Job] = {}
-        self._tails: set[int] = set()  # the last job of each frame under way
+        self._tails: set[int] = set()  # the last job of each send under way
+        self._batches: dict[int, int] = {}  # the last request of a run of several -> the first
         self._timer: asyncio.TimerHandle | None = None
-        self._stuck: Job | None = None  # told to stop when its turn was at `_stuck_s`
-        self._stuck_s = 0.0
+        self._stuck: dict[int, float] = {}  # told to stop and running: since when
         self._overdue = False  # the worker is killed for it
-        self._process: Process | None = None
-        self._channels: Channels | None = None
-        self._frames = wire.FrameReader()
-        self._worker_id = object()
-        self._layouts: collections.deque[RequestLayout] = collections.deque()
-        self._results: dict[int, ResultLayout] = {}
+        self._link: Link | None = None
+        self._scale = Scale(1)
+        self._each_ns = 0.0  # what a request costs, about; 0: not known
+        self._delay_s = 0.0  # the same, where batches are proven
+        self._runners = 1
+        self._limit = 1  # sends under way
+        self._direct_below = 0  # the same, as long as a request need not wait
+        self._is_eager = False  # what comes may be sent though the limit is reached
+        self._lone_kind = wire.RUN
 
     # -- requests
 
     @property
     def load(self) -> int:
         """Requests waiting or running."""
-        return len(self._pending) + len(self._under_way)
+        return len(self._queue) + len(self._under_way)
 
     @property
     def pid(self) -> int | None:
         """The worker's process id, if there is one."""
-        return self._process.pid if self._process else None
+        return self._link.process.pid if self._link else None
 
     def submit(self, job: Job) -> None:
         """Take a job on; how it ends is told later, never from here.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, and nobody has more than a fair share of it.
         """
-        if len(self._pending) + len(self._under_way) >= self.queue_limit:
-            raise Overloaded(
-                f"model {self.label}: expected at most {self.queue_limit} requests waiting, got one more",
-                "send it again later, or raise inference.queue",
-            )
-        self._seq = job.seq = self._seq + 1
+        under_way = self._under_way
         job.stopped = False
-        if self._pending or len(self._tails) >= _FRAMES_UNDER_WAY or self._channels is None:
-            self._pending.append(job)
-        else:
-            layout = job.layout
-            if layout._known_to is not self._worker_id:  # noqa: SLF001 - the two are one mechanism
-                self._announce(layout)
-            self._under_way[job.seq] = job
-            self._tails.add(job.seq)
-            self._write(
-                _ONE_RUN(
-                    wire.RUN,
-                    wire.RUN_RECORD.size,
-                    job.seq,
-                    job.begin,
-                    job.room,
-                    job.room_bytes,
-                    layout._number,  # noqa: SLF001 - likewise
-                )
-            )
+        link = self._link
+        if link is None or len(self._tails) >= self._direct_below or len(under_way) >= self.queue_limit:
+            self._wait(job)
+        else:  # nobody waits: what could be sent has been
+            self._seq = seq = job.seq = self._seq + 1
+            kind = wire.RUN if under_way else self._lone_kind
+            under_way[seq] = job
+            self._tails.add(seq)
+            link.run(kind, job)
         if self._timer is None or job.deadline < self._timer.when():
             self._wake_at(job.deadline)
+
+    def _wait(self, job: Job) -> None:
+        if self.load >= self.queue_limit:
+            self._make_room(job)
+        job.seq = 0
+        if self._delay_s:
+            job.queued_s = self._loop.time()
+        self._queue.put(job)
+        if self._is_eager:
+            self._send()
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more: drop it from the queue, or stop its run. It still gets its on_error."""
         if job.seq in self._under_way:
             self._stop(job)
-            self._on_deadline()  # its grace begins, if it is its turn
-        elif job in self._pending:
-            self._pending.remove(job)
+            self._on_timer()  # its grace begins, if it is its turn
+        elif self._queue.remove(job):
             job.on_error(DeadlineExceeded("the client went away"))
 
     # -- the worker
 
-    def attach(self, process: Process, channels: Channels) -> None:
+    def attach(self, process: Process, channels: Channels, proof: wire.Proof | None = None) -> None:
         """From now on this worker, which has said READY, does the work. Takes the channels over."""
-        self._process, self._channels = process, channels
-        self._worker_id = object()
-        self._layouts.clear()
-        self._results.clear()
-        self._frames = wire.FrameReader()
+        proof = proof or wire.Proof()
+        self._link = Link(self.label, process, channels, proof)
         self._overdue = False
+        self._runners = proof.runners
+        self._scale = Scale(proof.runners)
+        self._each_ns = (proof.median_us or 0.0) * 1000
+        self._delay_s = self._max_delay_s if proof.max_batch > 1 else 0.0
+        self._lone_kind = wire.ALONE if proof.wide_threads else wire.RUN
         self._loop.add_reader(channels.answers, self._on_readable)
         self._loop.add_reader(channels.control, self._on_oversize)
+        self._tune()
         self._send()
 
     def detach(self) -> Process | None:
         """Let go of the worker and end it: its end is no loss from here on."""
-        process = self._process
-        if self._channels is not None:
-            self._loop.remove_reader(self._channels.answers)
-            self._loop.remove_reader(self._channels.control)
-            self._channels.close()
-        if process is not None:
-            process.kill()  # one that has died by itself keeps its status
-        self._process = self._channels = None
+        link, self._link = self._link, None
         self._tails.clear()
-        return process
+        self._batches.clear()
+        if link is None:
+            return None
+        self._loop.remove_reader(link.channels.answers)
+        self._loop.remove_reader(link.channels.control)
+        link.close()
+        return link.process
 
     def close(self) -> None:
         """End the worker and every job that is left, and give the memory back."""
@@ -182,102 +195,128 @@ class Instance:
         for job in list(self._under_way.values()):
             self._finish(job.seq)
             job.on_error(error)
-        while self._pending:
-            self._pending.popleft().on_error(error)
+        for job in self._queue.clear():
+            job.on_error(error)
 
-    # -- inside
+    # -- sending
 
     def _send(self) -> None:
-        """What waits, as few frames."""
-        while self._pending and len(self._tails) < _FRAMES_UNDER_WAY and self._channels is not None:
-            records = bytearray()
-            seq = announced = 0
-            for _ in range(min(len(self._pending), wire.MAX_RUNS_PER_FRAME)):
-                layout = self._pending[0].layout
-                if layout._known_to is not self._worker_id:  # noqa: SLF001 - the two are one mechanism
-                    # A number must keep its meaning until the frame that uses it is written, and two frames
-                    # with their layouts must fit the pipe: what would break that begins the next frame.
-                    if records and (len(self._layouts) >= wire.MAX_LAYOUTS or announced > _ANNOUNCED_BYTES):
-                        break
-                    announced += self._announce(layout)
-                job = self._pending.popleft()
-                seq = job.seq
+        """Send what waits, as far as the worker should have it."""
+        queue, tails = self._queue, self._tails
+        if self._is_eager:
+            self._scale.grow(len(tails) + len(queue))
+            self._tune()
+        while len(tails) < self._limit and queue and self._link is not None:
+            if len(self._under_way) >= MOST_UNDER_WAY:
+                self._direct_below = 0
+                break
+            now = self._loop.time()
+            if self._delay_s and self._is_gathering(self._link, now):
+                break
+            self._send_one(self._link, now)
+        while queue.late:  # not from here: one of them may be the one that is being submitted
+            self._loop.call_soon(queue.late.pop().on_error, self._waited_too_long())
+
+    def _tune(self) -> None:
+        """Set what follows from the number of runners and from what requests cost."""
+        self._limit = self._scale.total + (self._each_ns < AHEAD_BELOW_NS)
+        # Requests that may wait for company never go past the queue.
+        self._direct_below = 0 if self._delay_s else self._limit
+        self._is_eager = self._delay_s > 0 or self._scale.total < self._runners
+
+    def _send_one(self, link: Link, now: float) -> None:
+        free = max(1, self._scale.total - len(self._tails))
+        runs = sends.take(self._queue, link, each_ns=self._each_ns, free=free, now=now)
+        seq = self._seq
+        for jobs in runs:
+            first = seq + 1
+            for seq, job in enumerate(jobs, first):
+                job.seq = seq
                 self._under_way[seq] = job
-                records += wire.RUN_RECORD.pack(seq, job.begin, job.room, job.room_bytes, layout._number)  # noqa: SLF001
+            if len(jobs) > 1:
+                self._batches[seq] = first
+        if runs:
+            self._seq = seq
             self._tails.add(seq)
-            self._write(wire.frame(wire.RUN, records))
+            link.write(sends.frames(link, runs))
 
-    def _announce(self, layout: RequestLayout) -> int:
-        """Give a layout a number and tell the worker; returns the bytes of the frame."""
-        number = len(self._layouts)
-        if number >= wire.MAX_LAYOUTS:
-            # Requests under way are still read with the old meaning: frames keep their order.
-            oldest = self._layouts.popleft()
-            oldest._known_to = None  # noqa: SLF001 - the two are one mechanism
-            number = oldest._number  # noqa: SLF001
-        layout._known_to, layout._number = self._worker_id, number  # noqa: SLF001
-        self._layouts.append(layout)
-        frame = wire.frame(wire.LAYOUT, wire.encode(wire.Layout(number, layout.tensors, layout.outputs)))
-        self._write(frame)
-        return len(frame)
+    def _is_gathering(self, link: Link, now: float) -> bool:
+        """Whether what waits goes on waiting for company; then the timer is set for its end."""
+        until = sends.gathers_until(self._queue, link.proof.max_batch, self._delay_s)
+        if until > now and (self._timer is None or until < self._timer.when()):
+            self._wake_at(until)
+        return until > now
 
-    def _write(self, frame: bytes) -> None:
-        try:
-            if self._channels is not None and os.write(self._channels.requests, frame) == len(frame):
-                return
-            log.error(
-                "model %s: a frame of %d bytes did not fit its pipe; the worker is killed",
-                self.label,
-                len(frame),
-            )
-        except BlockingIOError:
-            log.error("model %s: the worker's pipe is full; the worker is killed", self.label)  # noqa: TRY400 - no stack needed
-        except OSError:
-            return  # dead already; the end of its answers comes through _on_readable
-        self._kill()
+    def _make_room(self, job: Job) -> None:
+        """Somebody with more waiting than this one gives a place up, or there is none."""
+        total_s = self._each_ns * self.load / self._scale.total / 1e9
+        full = Overloaded(
+            f"model {self.label}: expected at most {self.queue_limit} requests waiting, got one more",
+            "send it again later, or raise inference.queue",
+            retry_after_s=max(1, math.ceil(total_s)),
+        )
+        displaced = self._queue.displace(job.owner)
+        if displaced is None:
+            raise full
+        displaced.on_error(full)
+
+    # -- answers
 
     def _on_readable(self) -> None:
-        assert self._channels is not None  # noqa: S101 - the reader is removed with the channels
+        link = self._link
+        assert link is not None  # noqa: S101 - the reader is removed with the link
         try:
-            data = os.read(self._channels.answers, wire.PIPE_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self._lost()
-            return
-        try:
-            self._hear(data)
+            frames = link.read()
+            if frames is None:
+                self._lost()
+                return
+            self._hear(link, frames)
         except wire.NONSENSE as error:
-            self._distrust(error)
-        if self._pending:
+            link.distrust(error)
+        if self._queue:
             self._send()
+        elif self._runners > 1:
+            self._scale.shrink(len(self._tails), self._loop.time(), self._each_ns / 1e9)
+            self._tune()
 
-    def _hear(self, data: bytes) -> None:
-        for kind, content in self._frames.split(data):
+    def _hear(self, link: Link, frames: list[tuple[int, memoryview]]) -> None:
+        under_way, batches, results = self._under_way, self._batches, link.results
+        for kind, content in frames:
             if kind == wire.DONE:
-                for seq, number, run_ns in wire.DONE_RECORD.iter_unpack(content):
-                    layout = self._results.get(number)
+                for done in wire.DONE_RECORD.iter_unpack(content):
+                    seq = done[0]
+                    layout = results.get(done[1])
                     if layout is None:
-                        raise wire.FrameError(f"an answer in layout {number}, which was not announced")
+                        raise wire.FrameError(f"an answer in layout {done[1]}, which was not announced")
                     self._tails.discard(seq)
-                    job = self._under_way.pop(seq, None)
-                    if job is not None:
-                        if layout.size_bytes > job.room_bytes:
-                            self._under_way[seq] = job
-                            raise wire.FrameError(f"an answer of {layout.size_bytes} bytes in less room")
-                        job.on_result(self.area.memory, job.room, layout, run_ns)
+                    job = under_way.pop(seq, None)
+                    if job is None:
+                        continue
+                    if layout.size_bytes > job.room_bytes:
+                        under_way[seq] = job
+                        raise wire.FrameError(f"an answer of {layout.size_bytes} bytes in less room")
+                    if batches:
+                        batches.pop(seq, None)
+                    if done[2] > 1 or not seq % _SAMPLED:
+                        self._learn(link, job, done)
+                    job.on_result(self.area.memory, job.room, layout, done)
             elif kind == wire.LAYOUT:
-                announced = wire.decode_layout(content)
-                if not 0 <= announced.number < wire.MAX_LAYOUTS:
-                    raise wire.FrameError(f"a layout with the number {announced.number}")
-                self._results[announced.number] = ResultLayout(announced.tensors)
+                link.learn(content)
             else:
                 self._on_error(wire.decode_failure(content))
 
-    def _distrust(self, error: Exception) -> None:
-        """Whatever happened in there, nothing that this worker says can be believed any more."""
-        log.error("model %s: its worker does not keep to the protocol (%s); it is killed", self.label, error)
-        self._kill()
+    def _learn(self, link: Link, job: Job, done: wire.Done) -> None:
+        """What a run has cost; of a batch, the first of it tells, and has all the rows."""
+        _, _, rows, input_ns, run_ns, output_ns = done
+        took_ns = input_ns + run_ns + output_ns
+        count = 1
+        if link.proof.max_batch > 1 and job.layout.rows:
+            count = max(1, rows // job.layout.rows)
+            if job.layout.curve is not None:
+                job.layout.curve.observe(count, took_ns)
+        each_ns = took_ns / count
+        self._each_ns = (3 * self._each_ns + each_ns) / 4 if self._each_ns else each_ns
+        self._tune()
 
     def _on_error(self, failure: wire.Failure) -> None:
         job = self._finish(failure.seq)
@@ -291,35 +330,28 @@ class Instance:
             job.on_error(ExecutionFailed(f"model {self.label}: {failure.message}", failure.hint))
 
     def _on_oversize(self) -> None:
-        assert self._channels is not None  # noqa: S101 - as above
-        control = self._channels.control
+        link = self._link
+        assert link is not None  # noqa: S101 - as above
         try:
-            packet, descriptors, _, _ = socket.recv_fds(control, wire.MAX_PACKET_BYTES, 1)
-        except OSError:
-            packet, descriptors = b"", []
-        if not packet:
-            self._loop.remove_reader(control)  # the pipe tells the rest
+            found = link.read_oversize()
+        except wire.FrameError as error:
+            link.distrust(error)
             return
-        try:
-            answer = wire.decode_oversize(packet)
-            layout = ResultLayout(answer.tensors)
-            if fcntl.fcntl(descriptors[0], fcntl.F_GET_SEALS) & SEALS != SEALS:
-                raise wire.FrameError("an answer in memory that is not sealed")
-            memory = memoryview(mmap.mmap(descriptors[0], layout.size_bytes, prot=mmap.PROT_READ))
-        except (*wire.NONSENSE, IndexError, ValueError, OSError) as error:
-            self._distrust(error)
+        if found is None:
+            self._loop.remove_reader(link.channels.control)  # the pipe tells the rest
             return
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        answer, layout, memory = found
         job = self._finish(answer.seq)
         if job is not None:
-            job.on_result(memory, 0, layout, answer.run_ns)
+            job.on_result(memory, 0, layout, answer.done)
         self._send()
 
     def _finish(self, seq: int) -> Job | None:
         self._tails.discard(seq)
+        self._batches.pop(seq, None)
         return self._under_way.pop(seq, None)
+
+    # -- deadlines
 
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
@@ -327,68 +359,79 @@ class Instance:
             "give the request more time, or raise limits.timeout in the model's manifest",
         )
 
-    def _on_deadline(self) -> None:
+    def _waited_too_long(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"model {self.label}: the request's time ran out while it waited behind others",
+            "send fewer at once, or give the request more time",
+        )
+
+    def _on_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         now = self._loop.time()
-        for job in [job for job in self._pending if job.deadline <= now]:
-            self._pending.remove(job)
-            job.on_error(
-                DeadlineExceeded(
-                    f"model {self.label}: the request's time ran out while it waited behind others",
-                    "send fewer at once, or give the request more time",
-                ),
-            )
-        for place, job in enumerate(list(self._under_way.values())):
-            if not job.stopped and job.deadline <= now:
+        late, earliest = self._queue.expire(now)
+        for job in late:
+            job.on_error(self._waited_too_long())
+        overdue = [job for job in self._under_way.values() if not job.stopped and job.deadline <= now]
+        if overdue:
+            alone = {run[0].seq for run in self._running() if len(run) == 1}
+            for job in overdue:
                 self._stop(job)
-                if place:  # the worker has not come to it, and the one before it may take long
+                if job.seq not in alone:  # what is before it or beside it may take long
                     job.on_late(self._late())
-        waiting = [job.deadline for job in self._pending]
+        waiting = [earliest, self._check_stopped(now)]
         waiting += [job.deadline for job in self._under_way.values() if not job.stopped]
-        look_s = self._check_stopped(now)
-        if look_s is not None:
-            waiting.append(look_s)
-        if waiting:
-            self._wake_at(min(waiting))
+        if (when := min(waiting)) < math.inf:
+            self._wake_at(when)
+        if self._delay_s and self._queue:
+            self._send()
 
-    def _check_stopped(self, now: float) -> float | None:
+    def _running(self) -> list[list[Job]]:
+        """The runs that a runner may be busy with now: they begin in order, so these are the oldest."""
+        batch_of = {seq: last for last, first in self._batches.items() for seq in range(first, last + 1)}
+        runs: dict[int, list[Job]] = {}
+        for seq, job in self._under_way.items():
+            run = runs.setdefault(batch_of.get(seq, seq), [])
+            if not run and len(runs) > self._runners:
+                break
+            run.append(job)
+        return [run for run in runs.values() if run]
+
+    def _check_stopped(self, now: float) -> float:
         """Kill the worker if a run that was told to stop does not; returns when to look again.
 
-        The worker runs in order, so only the oldest request can be running: one that was stopped behind it is
-        nobody's fault, and its grace begins when its turn comes.
+        A request that was stopped before its turn is nobody's fault: its grace begins when its turn comes.
         """
         if self._overdue or not any(job.stopped for job in self._under_way.values()):
-            return None
-        oldest = next(iter(self._under_way.values()))
-        if not oldest.stopped:
+            return math.inf
+        stuck = [run[0].seq for run in self._running() if all(job.stopped for job in run)]
+        self._stuck = {seq: self._stuck.get(seq, now) for seq in stuck}
+        if not stuck:
             return now + self.kill_grace_s
-        if oldest is not self._stuck:
-            self._stuck, self._stuck_s = oldest, now
-        elif self._stuck_s + self.kill_grace_s <= now:
+        look_s = min(self._stuck.values()) + self.kill_grace_s
+        if look_s <= now:
             log.error("model %s: a stopped run does not stop; its worker is killed", self.label)
             self._overdue = True
             self._kill()
-            return None
-        return self._stuck_s + self.kill_grace_s
+            return math.inf
+        return look_s
 
     def _wake_at(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._on_deadline)
+        self._timer = self._loop.call_at(when, self._on_timer)
 
     def _stop(self, job: Job) -> None:
         job.stopped = True
-        if self._channels is not None:
-            try:
-                self._channels.control.send(wire.CANCEL_RECORD.pack(job.seq))
-            except OSError:  # full or gone: the grace period decides
-                log.debug("model %s: cancel of %d was not delivered", self.label, job.seq)
+        if self._link is not None:
+            self._link.cancel(job.seq)
+
+    # -- the worker's end
 
     def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        if self._link is not None:
+            self._link.process.kill()
 
     def _lost(self) -> None:
         process = self.detach()

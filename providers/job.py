@@ -12,6 +12,7 @@ from providers import wire
 from skerry.terms import ITEM_SIZES, element_count
 
 if TYPE_CHECKING:
+    from providers.costs import Curve
     from skerry.errors import SkerryError
     from skerry.terms import TensorView
 
@@ -42,15 +43,26 @@ class RequestLayout:
     Attributes:
         tensors: the inputs, offsets relative to a job's `begin`.
         outputs: the outputs wanted, in order; empty: all.
+        rows: the first dimension that all inputs share; 0: they share none, or it is empty.
+        fits: equal for requests that can be one run: same names, datatypes, shapes and outputs.
+        curve: what runs of such requests cost; set by the instance.
+        known_to, number: the link that was told of it, and the number it was told (providers.link).
     """
 
-    __slots__ = ("_known_to", "_number", "outputs", "tensors")
+    __slots__ = ("curve", "fits", "known_to", "number", "outputs", "rows", "tensors")
 
     def __init__(self, tensors: tuple[TensorView, ...], outputs: tuple[str, ...]) -> None:
         self.tensors = tensors
         self.outputs = outputs
-        self._known_to: object = None  # the worker that was told, and the number it was told
-        self._number = 0
+        firsts = {view.shape[0] if view.shape else 0 for view in tensors}
+        self.rows = firsts.pop() if len(firsts) == 1 else 0
+        # Strings of other lengths make another layout, which says how many bytes they take, and fit all the same.
+        self.fits: object = self
+        if any(view.datatype == "BYTES" for view in tensors):
+            self.fits = tuple((view.name, view.datatype, view.shape) for view in tensors), outputs
+        self.curve: Curve | None = None
+        self.known_to: object = None
+        self.number = 0
 
 
 class Job(abc.ABC):
@@ -60,26 +72,47 @@ class Job(abc.ABC):
         begin: offset of the tensors in the area.
         room, room_bytes: where the outputs may go.
         deadline: on the loop's clock.
+        owner: the uid that asks; -1: unknown. Owners share fairly.
+        priority: 1 (goes first) to 16.
+        seq: its number in the worker, counted in the order in which jobs were sent; 0: it waits.
+        queued_s: since when it waits, on the loop's clock; only for jobs that wait.
         stopped: its run was told to stop.
     """
 
-    __slots__ = ("begin", "deadline", "layout", "room", "room_bytes", "seq", "stopped")
+    __slots__ = (
+        "begin",
+        "deadline",
+        "layout",
+        "owner",
+        "priority",
+        "queued_s",
+        "room",
+        "room_bytes",
+        "seq",
+        "stopped",
+    )
 
     layout: RequestLayout
     begin: int
     room: int
     room_bytes: int
     deadline: float
+    owner: int
+    priority: int
     seq: int
+    queued_s: float
     stopped: bool
 
     @abc.abstractmethod
-    def on_result(self, memory: memoryview, at: int, layout: ResultLayout, run_ns: int) -> None:
-        """The outputs begin at `memory[at]`, until the block is given back. `run_ns`: time in ONNX Runtime."""
+    def on_result(self, memory: memoryview, at: int, layout: ResultLayout, done: wire.Done) -> None:
+        """The outputs begin at `memory[at]`, until the block is given back. `done`: what the run took."""
 
     @abc.abstractmethod
     def on_error(self, error: SkerryError) -> None:
         """There will be no outputs."""
 
     def on_late(self, error: SkerryError) -> None:  # noqa: B027 - most have nobody to tell
-        """Its time ran out behind another one's run: whoever waits can be told. The end, and the memory, come later."""
+        """Its time ran out behind or beside others in the worker: whoever waits can be told.
+
+        The end, and the memory, come later.
+        """

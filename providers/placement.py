@@ -40,6 +40,13 @@ MIN_SHARE = 0.5
 TOLERANCE = 1e-3
 
 
+#: What a step of the trail takes over from the worker's proof.
+_PROVED = (
+    "created_ms", "nodes_placed", "nodes_total", "parity", "median_us", "p90_us", "runs", "threads", "runners",
+    "wide_threads", "wide_us", "max_batch",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What is to be placed, and inside which limits."""
@@ -54,6 +61,8 @@ class Job:
     working_directory: str
     timeout_s: float
     fork: bool
+    runners: int = 1  # runs at the same time, at most
+    max_batch: int = 1  # rows of one run; 0: as the worker thinks right
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +174,8 @@ async def start_on(
         samples=job.samples,
         reference=reference,
         tolerance=TOLERANCE,
+        runners=job.runners,
+        max_batch=job.max_batch,
     )
     return await start_worker(
         launcher,
@@ -186,20 +197,13 @@ def _blank(candidate: Candidate) -> dict[str, Any]:
         "reason": candidate.reason,
         "verdict": "refused",
         "why": "",
-        "created_ms": None,
-        "nodes_placed": None,
-        "nodes_total": None,
-        "parity": None,
-        "median_us": None,
-        "p90_us": None,
+        **dict.fromkeys(_PROVED),
         "runs": 0,
-        "threads": None,
     }
 
 
 def _facts(proof: wire.Proof) -> dict[str, Any]:
-    names = ("created_ms", "nodes_placed", "nodes_total", "parity", "median_us", "p90_us", "runs", "threads")
-    return {name: getattr(proof, name) for name in names}
+    return {name: getattr(proof, name) for name in _PROVED}
 
 
 def _praise(device: EpDevice, proof: wire.Proof) -> str:
@@ -215,4 +219,22 @@ def _praise(device: EpDevice, proof: wire.Proof) -> str:
         text += ", outputs agree"
     elif device.kind is DeviceKind.CPU:
         text += ", is the reference itself"
-    return text
+    return f"{text}; {_schedule(proof)}"
+
+
+def _schedule(proof: wire.Proof) -> str:
+    """How requests will be run, with the figures that decided it."""
+    one = "one thread" if proof.threads == 1 else f"{proof.threads} threads"
+    text = f"{proof.runners} runs at once, {one} each" if proof.runners > 1 else f"one run at a time on {one}"
+    if proof.wide_us is not None and proof.median_us is not None:
+        gain = f"{proof.wide_us / 1000:.2f} ms against {proof.median_us / 1000:.2f} ms"
+        text += (
+            f"; a run that is alone on {proof.wide_threads} threads: {gain}"
+            if proof.wide_threads
+            else f"; more threads for a run that is alone do not pay: {gain}"
+        )
+    elif proof.wide_why:
+        text += f"; no more threads for a run that is alone: {proof.wide_why}"
+    if proof.max_batch > 1:
+        return f"{text}; batches up to {proof.max_batch} rows, which gave what single rows give"
+    return f"{text}; no batches: {proof.batch_why}" if proof.batch_why else text

@@ -9,9 +9,11 @@ few integers each, because what repeats (names, datatypes, shapes) is said once 
 Two pipes, because writing and reading one costs a third of what a socket costs:
 
     daemon -> worker   LAYOUT    number, tensors, wanted outputs; valid until the number is used again
-    daemon -> worker   RUN       any number of (seq, where, layout)
+    daemon -> worker   RUN       any number of (seq, where, layout), each a run of its own
+    daemon -> worker   ALONE     one such: nothing else waits or runs, so it may have all cores
+    daemon -> worker   BATCH     several such that are one run
     worker -> daemon   LAYOUT    the same for outputs
-    worker -> daemon   DONE      any number of (seq, layout, nanoseconds)
+    worker -> daemon   DONE      any number of (seq, layout, what the run took)
     worker -> daemon   ERROR     one request failed; the worker lives on
 
 A frame is a kind, its length and its content, and is never larger than the pipe, so that one write takes all
@@ -42,14 +44,18 @@ LAYOUT = 1
 RUN = 2
 DONE = 3
 ERROR = 4
+ALONE = 5
+BATCH = 6
 
 #: kind, bytes that follow
 FRAME = struct.Struct("<II")
 
 #: seq, offset of the tensors, offset of the room for outputs, bytes of that room, layout
 RUN_RECORD = struct.Struct("<QQQQI")
-#: seq, layout, nanoseconds in ONNX Runtime
-DONE_RECORD = struct.Struct("<QIQ")
+#: seq, layout, rows of the run, nanoseconds before, in and after ONNX Runtime. Of requests that were one run, the
+#: first to be told has the rows; the others have 0, so that a run is counted once.
+DONE_RECORD = struct.Struct("<QIIQQQ")
+Done = tuple[int, int, int, int, int, int]
 #: seq
 CANCEL_RECORD = struct.Struct("<Q")
 
@@ -57,8 +63,14 @@ CANCEL_RECORD = struct.Struct("<Q")
 MAX_PACKET_BYTES = 128 * KIB
 #: What a pipe is asked to hold: two RUN frames, and a layout of hundreds of tensors with long names.
 PIPE_BYTES = 256 * KIB
+#: What is read at once: enough for all that usually waits, and too little for malloc to ask the kernel each time.
+READ_BYTES = 16 * KIB
 #: Requests in one RUN frame. More only lengthens the wait for the first answer.
 MAX_RUNS_PER_FRAME = 64
+#: Runs at the same time in one worker; the numbers for layouts are divided among them.
+MAX_RUNNERS = 64
+#: Rows of one run, as in the manifest.
+MAX_BATCH_ROWS = 4096
 #: Numbers a side uses for layouts before it uses the oldest one again.
 MAX_LAYOUTS = 512
 
@@ -89,7 +101,7 @@ class Spec(msgspec.Struct, frozen=True):
     model: str
     device: dict[str, Any]
     threads: int
-    keep_threads: bool  # the owner chose the number; otherwise a quick model gets one
+    keep_threads: bool  # the owner chose the number; otherwise the probe decides
     memory_bytes: int
     working_directory: str
     kind: str = (
@@ -98,6 +110,8 @@ class Spec(msgspec.Struct, frozen=True):
     samples: tuple[Sample, ...] = ()
     reference: tuple[tuple[TensorView, ...], ...] = ()  # per sample: where the CPU provider's outputs lie
     tolerance: float = 1e-3
+    runners: int = 1  # runs at the same time, at most
+    max_batch: int = 1  # rows of one run at most; 1: never more; 0: as the worker thinks right
 
 
 class Proof(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -115,6 +129,12 @@ class Proof(msgspec.Struct, frozen=True, omit_defaults=True):
     p90_us: float | None = None
     runs: int = 0
     reference: tuple[tuple[TensorView, ...], ...] = ()
+    runners: int = 1  # runs at the same time
+    wide_threads: int = 0  # of the session for a run that is alone; 0: there is none
+    wide_us: float | None = None  # what such a run takes, if that was measured
+    wide_why: str = ""  # why it was not
+    max_batch: int = 1  # rows of one run at most; more than 1 is proven
+    batch_why: str = ""  # why not more than 1
 
     def __post_init__(self) -> None:
         """What the daemon relies on; msgspec makes a ValidationError of it."""
@@ -122,6 +142,10 @@ class Proof(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError("a comparison without its outcome")
         if any(spec.datatype not in ITEM_SIZES for spec in (*self.inputs, *self.outputs)):
             raise ValueError("an unknown datatype")
+        if not (1 <= self.runners <= MAX_RUNNERS and 1 <= self.max_batch <= MAX_BATCH_ROWS):
+            raise ValueError("runners or rows beyond all reason")
+        if not 0 <= (self.median_us or 0.0) < float("inf"):
+            raise ValueError("a time that is none")
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -142,11 +166,14 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Oversize(msgspec.Struct, frozen=True, array_like=True):
-    """An answer that outgrew its room: the descriptor sent along holds it from offset 0."""
+    """An answer that outgrew its room: the descriptor sent along holds it from offset 0.
+
+    `done` is its DONE record, whose layout means nothing.
+    """
 
     seq: int
     tensors: tuple[TensorView, ...]
-    run_ns: int
+    done: Done
 
 
 encode = msgspec.msgpack.Encoder().encode

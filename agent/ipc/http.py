@@ -349,6 +349,11 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- answering
 
+    @property
+    def owner(self) -> int:
+        """Whose requests come from here."""
+        return self.peer.uid
+
     def _open_exchange(self, head: Head) -> Exchange:
         listener = self._listener
         return open_exchange(listener.pages, head.model, head.version, listener.loop, self)

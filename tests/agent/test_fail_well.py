@@ -66,7 +66,7 @@ def shared():
         node.configure(f"workers:\n  crashes: 1000\ninference:\n  queue: {QUEUE}\n")
         node.add(zoo.add(1), "add")
         node.add(zoo.int32_div(), "div")
-        node.add(zoo.slow_model(64), "slow")
+        node.add(zoo.slow_model(64), "slow", instances=1)  # on a busy machine it might get more
         node.add(zoo.memory_bomb_run(), "bomb", limits={"memory": "512MiB"})
         node.add(zoo.big_output(), "big", limits={"memory": "512MiB"})
         node.start()

@@ -55,7 +55,7 @@ def test_outputs_that_nobody_asked_for_are_neither_sent_nor_remembered(version, 
     request = oip.decode_request(HEADER)
     exchange._plan = Plan(version, request, oip.locate_inputs(request, 4), 4)
     exchange._key = b"key"
-    exchange.on_result(memoryview(bytes(8)), 0, ResultLayout(views), 1000)
+    exchange.on_result(memoryview(bytes(8)), 0, ResultLayout(views), (1, 0, 1, 10, 1000, 10))
     assert isinstance(client.error, InternalError)
     assert remembered == []
     assert (version.stats.failed, version.stats.success, version._leases) == (1, 0, 0)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.stats import Histogram, Statistics
+from agent.stats import MAX_BATCH_SIZES, BatchStat, Histogram, Statistics
 
 QUANTILES = (0.01, 0.25, 0.5, 0.9, 0.99, 1.0)
 
@@ -85,3 +85,22 @@ def test_requests_are_all_that_came_however_they_ended():
 def test_a_counter_that_does_not_exist_cannot_be_counted():
     with pytest.raises(AttributeError):
         Statistics().sucess = 1
+
+
+def test_runs_are_counted_by_their_rows_and_not_by_their_requests():
+    stats = Statistics()
+    stats.ran(1, 1, 10, 2)
+    stats.ran(8, 3, 30, 4)
+    stats.ran(8, 5, 50, 6)
+    assert stats.execution_count == 3
+    assert stats.batches == {1: BatchStat(1, 1, 10, 2), 8: BatchStat(2, 8, 80, 10)}
+    assert stats.last_inference_ms > 1.7e12
+    assert Statistics().batches == {}
+
+
+def test_batch_sizes_that_clients_make_up_do_not_fill_the_memory():
+    stats = Statistics()
+    for rows in range(1, 10_000):
+        stats.ran(rows, 0, 0, 0)
+    assert len(stats.batches) <= MAX_BATCH_SIZES + 64
+    assert sum(stat.count for stat in stats.batches.values()) == stats.execution_count == 9999

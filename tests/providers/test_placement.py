@@ -33,7 +33,7 @@ DISAGREE = AGREE | {
 }
 STEP_FIELDS = {
     "ep", "device", "kind", "route", "reason", "verdict", "why", "created_ms", "nodes_placed", "nodes_total",
-    "parity", "median_us", "p90_us", "runs", "threads",
+    "parity", "median_us", "p90_us", "runs", "threads", "runners", "wide_threads", "wide_us", "max_batch",
 }  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_the_first_that_proves_itself_is_taken_and_nothing_after_it_is_tried(pre
     assert fleet.order() == ["reference", "npu"]
     (step,) = placed.steps
     assert (step["verdict"], step["kind"], step["ep"]) == ("accepted", "npu", "QNNExecutionProvider")
-    assert step["why"] == "4 of 4 nodes there, outputs agree"
+    assert step["why"] == "4 of 4 nodes there, outputs agree; one run at a time on 2 threads"
     assert (step["median_us"], step["runs"], step["threads"], step["parity"]) == (50.0, 50, 2, AGREE)
     assert [(worker.key, worker.closed) for worker in fleet.workers] == [("reference", True), ("QNN", False)]
 
@@ -149,7 +149,7 @@ def test_every_way_to_fail_leads_to_the_next_candidate_and_ends_at_the_cpu(prete
     assert disagreed["parity"]["max_rel"] == 0.3
     assert sparse["why"] == "expected at least 50% of the nodes there, got 1 of 4"
     assert "outputs disagree" in second["why"]
-    assert cpu["why"] == "4 of 4 nodes there, is the reference itself"
+    assert cpu["why"].startswith("4 of 4 nodes there, is the reference itself; ")
     refused = [worker for worker in fleet.workers if worker.key in {"OpenVINO", "WebGpu"}]
     assert all(worker.closed and worker.killed for worker in refused)
     assert not fleet.workers[-1].closed

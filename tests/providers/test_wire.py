@@ -76,7 +76,7 @@ def test_layouts_come_back_as_they_were(number, tensors, outputs):
 
 @given(VIEWS)
 def test_oversize_answers_come_back_as_they_were(tensors):
-    answer = wire.Oversize(7, tensors, 123)
+    answer = wire.Oversize(7, tensors, (7, 0, 1, 2, 123, 4))
     assert wire.decode_oversize(wire.encode(answer)) == answer
 
 

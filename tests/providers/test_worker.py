@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 from workshop import workshop
 
 from providers import wire
-from providers.worker import _Prepared, _Worker
+from providers.runner import Common
+from providers.worker import Desk
 from skerry.errors import ExecutionFailed, Unavailable
 from skerry.manifest import Sample
 from skerry.terms import MIB
@@ -129,9 +130,9 @@ def test_answers_come_in_the_order_of_the_requests(start):
     while len(seqs) < 100:
         kind, done = worker.frame()
         assert kind == wire.DONE
-        for seq, number, _ in done:
+        for seq, number, *_ in done:
             assert worker.outputs(records[seq - 1][2], number)["output"].tolist() == [[seq]]
-        seqs += [seq for seq, _, _ in done]
+        seqs += [seq for seq, *_ in done]
     assert seqs == [record[0] for record in records]
 
 
@@ -141,7 +142,7 @@ def test_an_error_stands_between_the_answers_before_and_after_it(start):
     worker.write(worker.place(0, 0, {"x": x, "y": ("INT32", np.array([2, 2], np.int32))}))
     worker.place(4096, 0, {"x": x, "y": ("INT32", np.array([0, 1], np.int32))})
     worker.write(worker.runs((1, 0, ROOM, 64, 0), (2, 4096, ROOM + 64, 64, 0), (3, 0, ROOM + 128, 64, 0)))
-    (first, ((one, number, _),)), (second, failure), (third, ((three, _, _),)) = (
+    (first, ((one, number, *_),)), (second, failure), (third, ((three, *_),)) = (
         worker.frame() for _ in range(3)
     )
     assert (first, one, second, failure.seq, third, three) == (wire.DONE, 1, wire.ERROR, 2, wire.DONE, 3)
@@ -192,18 +193,26 @@ def test_a_run_that_was_cancelled_before_its_turn_does_not_begin(start):
     assert heard == {1: wire.DONE, 2: "deadline", 3: wire.DONE}
 
 
-def test_cancellations_that_come_after_the_answer_are_forgotten():
+@pytest.mark.parametrize("runners", [1, 2])
+def test_cancellations_that_come_after_the_answer_are_forgotten(runners):
     """A client that goes away while its answer leaves is common, and a worker lives long."""
-    requests, answers = os.pipe()
+    requests, ours = os.pipe()
+    theirs, answers = os.pipe()
     with mmap.mmap(-1, 4096) as area:
         session = SimpleNamespace(outputs=(), run=lambda *_: [])
-        worker = _Worker(session, None, requests, answers, area)
-        worker._cancelled = {1, 2, 9}
-        worker._run_one(5, 0, 0, 64, _Prepared(wire.Layout(0, ()), {}))
-        assert worker._cancelled == {9}
-        worker._memory.release()
-    os.close(requests)
-    os.close(answers)
+        common = Common(session, None, batches=False, control=None, answers_fd=answers, area=area)
+        desk = Desk(common, requests, runners)
+        common.cancelled = {1, 2, 9}
+        if runners == 2:
+            desk.runners[1].records = memoryview(wire.RUN_RECORD.pack(2, 0, 0, 64, 0))  # it is at this one
+        os.write(ours, wire.frame(wire.LAYOUT, wire.encode(wire.Layout(0, ()))))
+        os.write(ours, wire.frame(wire.RUN, wire.RUN_RECORD.pack(5, 0, 0, 64, 0)))
+        os.close(ours)
+        desk.work(desk.runners[0])
+        assert common.cancelled == ({9} if runners == 1 else {2, 9})
+        common.memory.release()
+    for descriptor in (requests, theirs, answers):
+        os.close(descriptor)
 
 
 def test_once_a_model_was_slow_no_answer_waits_for_the_request_behind_it(start):
@@ -211,12 +220,12 @@ def test_once_a_model_was_slow_no_answer_waits_for_the_request_behind_it(start):
     worker.write(worker.place(0, 0, {"iterations": ("INT64", np.array([100], np.int64))}))
     worker.write(worker.runs((0, 0, ROOM, 64, 0)))
     _, done = worker.frame()
-    assert [seq for seq, _, _ in done] == [0]
+    assert [seq for seq, *_ in done] == [0]
     worker.write(worker.place(0, 0, {"iterations": ("INT64", np.array([1], np.int64))}))
     worker.place(64, 0, {"iterations": ("INT64", np.array([3000], np.int64))})
     worker.write(worker.runs((1, 0, ROOM, 64, 0), (2, 64, ROOM + 64, 64, 0)))
     _, done = worker.frame()
-    assert [seq for seq, _, _ in done] == [1]
+    assert [seq for seq, *_ in done] == [1]
 
 
 # --- answers of any size
@@ -232,7 +241,7 @@ def test_outputs_that_do_not_fit_come_in_memory_of_their_own(start):
     assert [(view.name, view.datatype, view.shape) for view in answer.tensors] == [
         ("output", "UINT8", (size,))
     ]
-    kind, ((seq, number, _),) = worker.frame()
+    kind, ((seq, number, *_),) = worker.frame()
     assert (kind, seq) == (wire.DONE, 2)
     assert worker.layouts[number].tensors[0].size_bytes == size
 

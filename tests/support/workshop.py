@@ -117,9 +117,9 @@ class Worker:
         return wire.frame(wire.LAYOUT, wire.encode(wire.Layout(number, tuple(views), outputs)))
 
     @staticmethod
-    def runs(*records: tuple[int, int, int, int, int]) -> bytes:
-        """A RUN frame of (seq, begin, room, room_bytes, layout)."""
-        return wire.frame(wire.RUN, b"".join(wire.RUN_RECORD.pack(*record) for record in records))
+    def runs(*records: tuple[int, int, int, int, int], kind: int = wire.RUN) -> bytes:
+        """A RUN frame of (seq, begin, room, room_bytes, layout), or one of another kind."""
+        return wire.frame(kind, b"".join(wire.RUN_RECORD.pack(*record) for record in records))
 
     def write(self, data: bytes) -> None:
         assert os.write(self._channels.requests, data) == len(data)
@@ -168,7 +168,7 @@ class Worker:
         self.write(self.runs((seq, 0, room, room_bytes, seq % wire.MAX_LAYOUTS)))
         kind, content = self.frame()
         assert kind == wire.DONE, content
-        ((answered, number, run_ns),) = content
+        ((answered, number, _, _, run_ns, _),) = content
         assert answered == seq
         assert run_ns > 0
         return self.outputs(room, number)

@@ -163,6 +163,49 @@ def slow_model(size: int = 256) -> bytes:
     return _bytes(nodes, [_value("iterations", "INT64", 1)], [_value("output", "FP32", 1)], constants)
 
 
+def patient(size: int = 256) -> bytes:
+    """Like `slow_model`, for batches: a run takes as long as its largest row says, and every row answers itself.
+
+    "iterations" INT64 [-1] -> "output" FP32 [-1], the iterations as floats.
+    """
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["m_in", "eye"], ["m_out"]),
+            helper.make_node("Identity", ["keep_going"], ["keep_going_out"]),
+        ],
+        "body",
+        [_value("i", "INT64"), _value("keep_going", "BOOL"), _value("m_in", "FP32", size, size)],
+        [_value("keep_going_out", "BOOL"), _value("m_out", "FP32", size, size)],
+    )
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+        helper.make_node("EyeLike", ["zeros"], ["eye"]),
+        helper.make_node("ReduceMax", ["iterations"], ["trip_count"], keepdims=0),
+        helper.make_node("Loop", ["trip_count", "", "zeros"], ["m"], body=body),
+        helper.make_node("ReduceMax", ["m"], ["nothing"], keepdims=0),
+        helper.make_node("Cast", ["iterations"], ["rows"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["rows", "nothing"], ["output"]),
+    ]
+    constants = [_constant("size", np.array([size, size], np.int64))]
+    return _bytes(nodes, [_value("iterations", "INT64", -1)], [_value("output", "FP32", -1)], constants)
+
+
+def layers(count: int = 12, seed: int = 3) -> bytes:
+    """Takes milliseconds on any machine, keeps rows apart; `count` MB.
+
+    "input" FP32 [-1, 32, 512] -> "output" FP32 [-1, 32, 512].
+    """
+    rng = np.random.default_rng(seed)
+    weights = [(rng.standard_normal((512, 512)) / 25).astype(np.float32) for _ in range(count)]
+    names = ["input", *(f"x{step}" for step in range(1, count + 1))]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(count)]
+    nodes.append(helper.make_node("Tanh", [names[-1]], ["output"]))
+    constants = [_constant(f"w{step}", values) for step, values in enumerate(weights)]
+    return _bytes(
+        nodes, [_value("input", "FP32", -1, 32, 512)], [_value("output", "FP32", -1, 32, 512)], constants
+    )
+
+
 def magika_model() -> Path:
     """Magika's file-type model (3 MB, Apache-2.0), out of the installed PyPI package: a real model.
 

@@ -1,0 +1,234 @@
+"""Load a model inside its limits and have it prove itself. For worker processes only.
+
+Does: from a sealed copy of the model to the sessions that will serve, and what was found out about them.
+Leaves out: what follows from it (providers.placement), requests (providers.worker).
+
+Rules
+ * A quick model has one session with one thread: waking a second thread costs it more than the work.
+ * A heavier one has a session with one thread as well, which several runs use at the same time: that is more
+   throughput than the same threads give to one run after another. A run that is alone may use a second session,
+   `wide`, with all threads, if it measured clearly quicker and the model's memory limit leaves room for it.
+ * What the owner chose (threads) is done. What no CPU does (another device) has one session and one run at a time.
+ * Runs of several requests are proven, not assumed (providers.batchproof).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from providers import batchproof, modelfile, probe, sandbox, wire
+from providers.arrays import raw_size, to_array, write_raw
+from providers.ranking import EpDevice
+from providers.session import Session
+from skerry.errors import InvalidRequest, SkerryError, Unsupported
+from skerry.terms import MIB, DeviceKind, TensorView
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: The probe's timing may take this long; with fast models some fifty runs fit.
+PROBE_BUDGET_S = 0.02
+PROBE_RUNS = 50
+#: Models quicker than this run on one thread, unless the owner says otherwise.
+ONE_THREAD_BELOW_US = 200.0
+#: How many times as quick a wide session has to be: less is noise, and would not be worth its memory.
+WIDE_GAIN = 1.15
+#: Share of the model's memory limit that its sessions may take together before any request has come.
+SESSIONS_SHARE = 0.5
+#: Rows in one run, if the manifest does not say. The gain of more is small, and everybody waits for the last.
+DEFAULT_MAX_BATCH = 64
+#: Models slower than this are not tried with batches unless the manifest asks: the trial takes eight of these.
+BATCHES_BELOW_US = 250_000.0
+
+
+class Proved(NamedTuple):
+    """What serves, and what is known of it."""
+
+    session: Session
+    wide: Session | None
+    proof: wire.Proof
+
+
+def load(spec: wire.Spec, area: mmap.mmap, model_fd: int) -> Proved:
+    """Give up what a worker does not need, load the model and try it out.
+
+    Raises:
+        Exception: SkerryError or whatever ONNX Runtime raises; the model does not load.
+    """
+    sandbox.drop(spec.working_directory)
+    sandbox.cap_memory(spec.memory_bytes)
+    _scan(model_fd)
+    device = msgspec.convert(spec.device, EpDevice)
+    is_cpu = device.route == "builtin" and device.kind is DeviceKind.CPU
+    if spec.kind != "serve" or spec.keep_threads or not is_cpu:
+        session, proof = _build(spec, device, area, model_fd, spec.threads)
+        if spec.kind == "serve" and _is_quick(proof) and spec.threads > 1 and not spec.keep_threads:
+            session, proof = _build(spec, device, area, model_fd, 1)
+        wide = None
+    else:
+        idle_bytes = _resident_bytes()
+        session, proof = _build(spec, device, area, model_fd, 1)
+        wide, proof = _widen(spec, device, model_fd, proof, _resident_bytes() - idle_bytes)
+    if spec.kind == "serve":
+        most, why = _max_batch(spec, session, proof)
+        runners = spec.runners if is_cpu and not _is_quick(proof) else 1
+        proof = msgspec.structs.replace(proof, runners=runners, max_batch=most, batch_why=why)
+    return Proved(session, wide, proof)
+
+
+def _is_quick(proof: wire.Proof) -> bool:
+    return proof.median_us is not None and proof.median_us < ONE_THREAD_BELOW_US
+
+
+def _build(
+    spec: wire.Spec, device: EpDevice, area: mmap.mmap, model_fd: int, threads: int
+) -> tuple[Session, wire.Proof]:
+    started = time.perf_counter_ns()
+    session = Session(f"/proc/self/fd/{model_fd}", device, threads)
+    created_ms = (time.perf_counter_ns() - started) / 1e6
+    facts = wire.Proof(
+        threads=threads,
+        inputs=session.inputs,
+        outputs=session.outputs,
+        created_ms=created_ms,
+        nodes_total=session.nodes_total,
+        nodes_placed=session.nodes_placed,
+    )
+    if spec.kind == "inspect":
+        return session, facts
+    return session, _probe(session, spec, area, facts)
+
+
+def _widen(
+    spec: wire.Spec, device: EpDevice, model_fd: int, proof: wire.Proof, taken_bytes: int
+) -> tuple[Session | None, wire.Proof]:
+    """Try a second session with all threads for runs that are alone; `taken_bytes` is what the first one took."""
+    if spec.threads < 2 or proof.median_us is None or _is_quick(proof):
+        return None, proof
+    if 2 * taken_bytes > SESSIONS_SHARE * spec.memory_bytes:
+        why = f"a second session would take {taken_bytes // MIB} MiB, too much of the model's memory limit"
+        return None, msgspec.structs.replace(proof, wide_why=why)
+    try:
+        wide = Session(f"/proc/self/fd/{model_fd}", device, spec.threads)
+        timing = _time(wide, probe.make_inputs(wide.inputs, 0, spec.samples[0] if spec.samples else None))
+    except Exception as error:  # noqa: BLE001 - out of memory above all; the first session serves without it
+        return None, msgspec.structs.replace(proof, wide_why=failure(error, 0).message)
+    worth = proof.median_us >= WIDE_GAIN * timing.median_us
+    proof = msgspec.structs.replace(
+        proof, wide_us=timing.median_us, wide_threads=spec.threads if worth else 0
+    )
+    return wide if worth else None, proof
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - pathlib would be imported for this line alone
+        return int(statm.read().split()[1]) * mmap.PAGESIZE
+
+
+def _max_batch(spec: wire.Spec, session: Session, proof: wire.Proof) -> tuple[int, str]:
+    """How many rows one run may have, and why not more than one."""
+    most = spec.max_batch or DEFAULT_MAX_BATCH
+    if most == 1:
+        return 1, "the manifest asks for none"
+    if proof.probe_error:
+        return 1, "the probe did not run"
+    if not spec.max_batch and proof.median_us is not None and proof.median_us > BATCHES_BELOW_US:
+        return (
+            1,
+            f"a run takes {proof.median_us / 1000:.0f} ms; batching.max_batch_size in the manifest asks for it",
+        )
+    why = batchproof.refusal(session, spec.samples)
+    return (1, why) if why else (most, "")
+
+
+def _scan(model_fd: int) -> None:
+    if not os.fstat(model_fd).st_size:
+        modelfile.scan(b"")  # says so; nothing could be mapped
+    with mmap.mmap(model_fd, 0, prot=mmap.PROT_READ) as content, memoryview(content) as view:
+        unranked = modelfile.scan(view).unranked
+    if unranked:
+        # ONNX Runtime shows them as scalars, and every request would be held against that.
+        raise Unsupported(
+            f"input {unranked[0]!r}: expected a declared number of dimensions, got none",
+            "give the input a shape when the model is exported; its dimensions may stay open",
+        )
+
+
+def _time(session: Session, feeds: dict[str, np.ndarray]) -> probe.Timing:
+    names = tuple(output.name for output in session.outputs)
+    session.run(names, feeds, None)  # the first one allocates
+    return probe.time_runs(
+        lambda: session.run(names, feeds, None), budget_s=PROBE_BUDGET_S, max_runs=PROBE_RUNS
+    )
+
+
+def _probe(session: Session, spec: wire.Spec, area: mmap.mmap, facts: wire.Proof) -> wire.Proof:
+    """Run every sample, compare, time the first; what fails is told, not raised."""
+    names = tuple(output.name for output in session.outputs)
+    bf16 = {output.name for output in session.outputs if output.datatype == "BF16"}
+    samples = spec.samples or (None,)
+    parity: probe.Parity | None = None
+    timing: probe.Timing | None = None
+    kept: list[tuple[TensorView, ...]] = []
+    end = 0
+    try:
+        for index, sample in enumerate(samples):
+            feeds = probe.make_inputs(session.inputs, seed=index, sample=sample)
+            outputs = session.run(names, feeds, None)
+            timing = timing or _time(session, feeds)
+            tolerance = spec.tolerance
+            expected: dict[str, Any] | None = None
+            if sample is not None and sample.outputs is not None:
+                expected = probe.golden(session.outputs, sample)
+                tolerance = sample.tolerance
+            elif spec.reference:
+                views = spec.reference[index]
+                expected = {
+                    v.name: to_array(v.datatype, v.shape, area, v.offset, v.size_bytes) for v in views
+                }
+            if expected is not None and (parity is None or parity.ok):
+                parity = probe.compare(expected, dict(zip(names, outputs, strict=True)), tolerance, bf16=bf16)
+            if spec.kind == "reference":
+                views, end = _write(session, names, outputs, memoryview(area), end)
+                kept.append(views)
+    except Exception as error:  # noqa: BLE001 - see `load`
+        return msgspec.structs.replace(facts, probe_error=failure(error, 0).message)
+    return msgspec.structs.replace(
+        facts,
+        parity=None if parity is None else msgspec.to_builtins(parity),
+        median_us=timing and timing.median_us,
+        p90_us=timing and timing.p90_us,
+        runs=timing.runs if timing else 0,
+        reference=tuple(kept),
+    )
+
+
+def _write(
+    session: Session, names: tuple[str, ...], arrays: list[np.ndarray], out: memoryview, begin: int
+) -> tuple[tuple[TensorView, ...], int]:
+    datatypes = {spec.name: spec.datatype for spec in session.outputs}
+    views = []
+    end = begin
+    for name, values in zip(names, arrays, strict=True):
+        size = raw_size(values, datatypes[name])
+        if end + size > len(out):
+            raise SkerryError(f"output {name!r} of the probe: expected at most {len(out)} bytes in all")
+        write_raw(values, datatypes[name], out[end : end + size])
+        views.append(TensorView(name, datatypes[name], tuple(values.shape), end, size))
+        end += size
+    return tuple(views), end
+
+
+def failure(error: BaseException, seq: int) -> wire.Failure:
+    """What the daemon is told of an exception: whose fault, and the text."""
+    if isinstance(error, SkerryError):
+        kind = "invalid" if isinstance(error, InvalidRequest) else "execution"
+        return wire.Failure(error.message, error.hint, seq, kind)
+    kind = "invalid" if type(error).__name__ == "InvalidArgument" else "execution"
+    text = str(error).strip() or type(error).__name__
+    return wire.Failure(f"{type(error).__name__}: {text}"[:2000], "", seq, kind)

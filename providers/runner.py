@@ -1,0 +1,397 @@
+"""One thread of a worker: it takes requests that lie in shared memory, runs them, and puts the answers there.
+
+Does: feeds over the shared memory, one run for one request or for several, outputs into each request's room.
+Leaves out: where requests come from and in which order (providers.worker), how the model was loaded (providers.prove).
+
+Rules
+ * Answers of runs that were sent together are gathered for at most FLUSH_NS, and not at all once the model has been
+   seen to take longer than that for one.
+ * Any exception of a run answers that request. In a run of several, each of them is run again by itself, so that the
+   one that is at fault pays alone.
+ * A run of several is stopped when all of them were told to stop, not before: the others still want their answers.
+ * Runners share nothing that changes but the set of cancelled requests: each has its own numbers for layouts, and a
+   lock joins them only to write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from providers import wire
+from providers.area import SEALS
+from providers.arrays import numpy_dtype, raw_size, to_array, write_raw
+from providers.prove import failure
+from skerry.terms import KIB, TensorView
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from providers.session import Session
+
+#: Answers of quick models leave together, but none waits longer than this for the next.
+FLUSH_NS = 200_000
+#: Tensors up to this size are copied by way of a bytes object.
+SMALL_BYTES = 16 * KIB
+
+_now = time.perf_counter_ns
+
+
+class Prepared:
+    """A request layout, ready to become feeds: only offsets are added per request."""
+
+    __slots__ = ("has_bytes", "names", "rows", "tensors")
+
+    def __init__(self, layout: wire.Layout, outputs: dict[str, str]) -> None:
+        self.names = layout.outputs or tuple(outputs)
+        self.has_bytes = "BYTES" in {outputs[name] for name in self.names}
+        self.tensors = [(*view, numpy_dtype(view.datatype)) for view in layout.tensors]
+        shapes = [view.shape for view in layout.tensors]
+        self.rows = shapes[0][0] if shapes and shapes[0] else 1
+
+
+#: One request as it is run: seq, offset of its tensors, room for outputs, bytes of that, layout.
+Request = tuple[int, int, int, int, Prepared]
+
+
+class _Answer(NamedTuple):
+    """An arrangement of outputs that the daemon knows under a number."""
+
+    number: int
+    sizes: tuple[int, ...]
+    total: int
+    small: bool
+
+
+class Common:
+    """What the runners of one worker share.
+
+    Args:
+        session: runs models, also for several runners at once.
+        wide: runs a request that is alone; None: `session` does.
+        batches: requests have rows, and what counts is rows.
+        control: the socket to the daemon; borrowed.
+        answers_fd: the pipe to the daemon; borrowed.
+        area: the shared memory; borrowed.
+
+    Attributes:
+        cancelled: requests that were told to stop and have not ended.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a thing of its own
+        self,
+        session: Session,
+        wide: Session | None,
+        *,
+        batches: bool,
+        control: socket.socket,
+        answers_fd: int,
+        area: mmap.mmap,
+    ) -> None:
+        from onnxruntime import RunOptions  # noqa: PLC0415 - imported once its telemetry is off
+
+        self.new_options = RunOptions
+        self.session = session
+        self.wide = wide or session
+        self.batches = batches
+        self.control = control
+        self.area = area
+        self.memory = memoryview(area)
+        self.datatypes = {spec.name: spec.datatype for spec in session.outputs}
+        self.cancelled: set[int] = set()
+        self._answers_fd = answers_fd
+        self._writing = threading.Lock()
+
+    def send(self, kind: int, content: bytes | bytearray) -> None:
+        """One frame to the daemon."""
+        frame = wire.frame(kind, content)
+        with self._writing:
+            written = os.write(self._answers_fd, frame)
+            while written < len(frame):  # the daemon is reading, so this ends
+                written += os.write(self._answers_fd, memoryview(frame)[written:])
+
+
+class Runner:
+    """See the module.
+
+    Args:
+        common: shared with the other runners.
+        numbers: the layout numbers that are this one's.
+
+    Attributes:
+        records: what it is busy with, if it is; kept by the worker.
+    """
+
+    def __init__(self, common: Common, numbers: range) -> None:
+        self._common = common
+        self._numbers = numbers
+        self.records: memoryview | None = None
+        # By request layout and shapes. The keys hold the layout itself: its number may get another meaning.
+        self._answers: dict[tuple[Prepared, tuple[Any, ...]], _Answer] = {}
+        self._current: tuple[Sequence[int], Any] = ((), None)
+        self._done = bytearray()
+        self._slow = False  # some run has taken longer than an answer may wait for the next
+
+    def cancel(self) -> None:
+        """Stop the run in progress if nobody waits for it any more. Called by another thread."""
+        seqs, options = self._current
+        if options is not None and self._common.cancelled.issuperset(seqs):
+            options.terminate = True
+
+    def run_each(self, records: memoryview, layouts: dict[int, Prepared], *, alone: bool = False) -> None:
+        """Run requests one after another.
+
+        Args:
+            records: of wire.RUN_RECORD.
+            layouts: what their layout numbers mean.
+            alone: the one request may use all cores.
+        """
+        session = self._common.wide if alone else self._common.session
+        oldest = 0
+        for seq, begin, room, room_bytes, number in wire.RUN_RECORD.iter_unpack(records):
+            self._run_one(session, (seq, begin, room, room_bytes, layouts[number]))
+            if len(records) > wire.RUN_RECORD.size and self._done:
+                now = _now()
+                oldest = oldest or now
+                if self._slow or now - oldest > FLUSH_NS:
+                    self._flush()
+                    oldest = 0
+        self._flush()
+
+    def run_together(self, records: memoryview, layouts: dict[int, Prepared]) -> None:
+        """Run requests that fit as one run; arguments as for `run_each`."""
+        cancelled = self._common.cancelled
+        requests: list[Request] = []
+        for seq, begin, room, room_bytes, number in wire.RUN_RECORD.iter_unpack(records):
+            if cancelled and seq in cancelled:
+                self._stopped(seq)
+            else:
+                requests.append((seq, begin, room, room_bytes, layouts[number]))
+        if len(requests) < 2 or not self._run_batch(requests):
+            for request in requests:
+                self._run_one(self._common.session, request)
+        self._flush()
+
+    # -- runs
+
+    def _run_one(self, session: Session, request: Request) -> None:
+        common = self._common
+        seq, begin, _, _, prepared = request
+        begun = _now()
+        # A run that was stopped poisons its options, so each run has its own.
+        options = common.new_options()
+        self._current = ((seq,), options)
+        try:
+            if common.cancelled and seq in common.cancelled:
+                options.terminate = True
+            feeds = {}
+            for name, datatype, shape, offset, size, dtype in prepared.tensors:
+                feeds[name] = (
+                    np.ndarray(shape, dtype, common.area, begin + offset)
+                    if dtype is not None
+                    else to_array(datatype, shape, common.area, begin + offset, size)
+                )
+            started = _now()
+            arrays = session.run(prepared.names, feeds, options)
+            ran = _now()
+            if ran - started > FLUSH_NS:
+                self._slow = True
+            rows = prepared.rows if common.batches else 1
+            self._answer(request, arrays, (rows or 1, started - begun, ran - started, ran))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's answer
+            if options.terminate:
+                self._stopped(seq)
+            else:
+                self._refuse(failure(error, seq))
+        self._current = ((), None)
+
+    def _run_batch(self, requests: list[Request]) -> bool:
+        """Whether the run worked, and all of them are answered."""
+        common = self._common
+        begun = _now()
+        options = common.new_options()
+        self._current = ([request[0] for request in requests], options)
+        self.cancel()  # for those that were cancelled before they could be seen there
+        try:
+            names = requests[0][4].names
+            feeds = self._gather(requests)
+            started = _now()
+            arrays = common.session.run(names, feeds, options)
+            ran = _now()
+            rows = sum([request[4].rows for request in requests])
+            if any(len(values) != rows for values in arrays):
+                return False
+        except Exception:  # noqa: BLE001 - it is one request's fault, or all of them were stopped; each will tell
+            return False
+        finally:
+            self._current = ((), None)
+        times = (rows, started - begun, ran - started, ran)
+        if not self._answer_alike(requests, arrays, times):
+            self._answer_each(requests, arrays, times)
+        return True
+
+    def _gather(self, requests: list[Request]) -> dict[str, np.ndarray]:
+        """The inputs of all of them, one below the other."""
+        area = self._common.area
+        rows = sum([request[4].rows for request in requests])
+        feeds = {}
+        for index, (name, datatype, shape, _, size, dtype) in enumerate(requests[0][4].tensors):
+            places = [(request[1], request[4].tensors[index]) for request in requests]
+            if dtype is None:
+                parts = [to_array(datatype, t[2], area, begin + t[3], t[4]) for begin, t in places]
+                feeds[name] = np.concatenate(parts)
+            elif size <= SMALL_BYTES:
+                raw = b"".join([area[begin + t[3] : begin + t[3] + t[4]] for begin, t in places])
+                feeds[name] = np.ndarray((rows, *shape[1:]), dtype, raw)
+            else:
+                feeds[name] = np.concatenate([np.ndarray(t[2], dtype, area, b + t[3]) for b, t in places])
+        return feeds
+
+    # -- answers
+
+    def _answer_alike(
+        self, requests: list[Request], arrays: list[np.ndarray], times: tuple[int, int, int, int]
+    ) -> bool:
+        """Answer a run of requests that differ in nothing but their bytes, as nearly all do: True if these do."""
+        prepared = requests[0][4]
+        if prepared.has_bytes or any(request[4] is not prepared for request in requests):
+            return False
+        rows = prepared.rows
+        key = tuple([(rows, *values.shape[1:]) for values in arrays])
+        answer = self._answers.get((prepared, key))
+        if answer is None or not answer.small or min([request[3] for request in requests]) < answer.total:
+            return False
+        area, size = self._common.area, answer.total
+        raw = [values.tobytes() for values in arrays]
+        if len(raw) == 1:
+            (whole,) = raw
+        else:  # from one output after the other to one request after the other
+            whole = b"".join(
+                part[at * step : (at + 1) * step]
+                for at in range(len(requests))
+                for part, step in zip(raw, answer.sizes, strict=True)
+            )
+        at = 0
+        for _, _, room, _, _ in requests:
+            area[room : room + size] = whole[at : at + size]
+            at += size
+        total, input_ns, run_ns, ran = times
+        number, output_ns = answer.number, _now() - ran
+        pack = wire.DONE_RECORD.pack
+        records = [pack(request[0], number, 0, input_ns, run_ns, output_ns) for request in requests]
+        records[0] = pack(requests[0][0], number, total, input_ns, run_ns, output_ns)
+        self._done += b"".join(records)
+        return True
+
+    def _answer_each(
+        self, requests: list[Request], arrays: list[np.ndarray], times: tuple[int, int, int, int]
+    ) -> None:
+        """Answer the requests of one run, one by one."""
+        rows, input_ns, run_ns, ran = times
+        at = 0
+        for request in requests:
+            end = at + request[4].rows
+            try:
+                self._answer(
+                    request, [values[at:end] for values in arrays], (0 if at else rows, input_ns, run_ns, ran)
+                )
+            except Exception as error:  # noqa: BLE001 - no memory for an answer of its own, or text that is none
+                self._refuse(failure(error, request[0]))
+            at = end
+
+    def _answer(self, request: Request, arrays: list[np.ndarray], times: tuple[int, int, int, int]) -> None:
+        """Put outputs where they belong. `times`: rows, ns before the run, ns in it, and its end."""
+        common = self._common
+        seq, _, room, room_bytes, prepared = request
+        key: tuple[Any, ...] = tuple([values.shape for values in arrays])
+        if prepared.has_bytes:
+            key = (key, tuple(self._sizes(prepared, arrays)))
+        answer = self._answers.get((prepared, key)) or self._announce(prepared, key, arrays)
+        if answer.total > room_bytes:
+            self._answer_apart(seq, prepared, answer, arrays, times)
+            return
+        if answer.small:
+            # Six times as quick as laying arrays over the memory; what is large is not worth two copies.
+            common.area[room : room + answer.total] = b"".join([values.tobytes() for values in arrays])
+        else:
+            for name, values, size in zip(prepared.names, arrays, answer.sizes, strict=True):
+                write_raw(values, common.datatypes[name], common.memory[room : room + size])
+                room += size
+        rows, input_ns, run_ns, ran = times
+        self._done += wire.DONE_RECORD.pack(seq, answer.number, rows, input_ns, run_ns, _now() - ran)
+
+    def _answer_apart(
+        self,
+        seq: int,
+        prepared: Prepared,
+        answer: _Answer,
+        arrays: list[np.ndarray],
+        times: tuple[int, int, int, int],
+    ) -> None:
+        descriptor = os.memfd_create("skerry-answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, answer.total)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+            views = self._views(prepared, arrays, answer.sizes)
+            with mmap.mmap(descriptor, answer.total) as area, memoryview(area) as out:
+                for view, values in zip(views, arrays, strict=True):
+                    with out[view.offset : view.offset + view.size_bytes] as part:
+                        write_raw(values, view.datatype, part)
+            self._flush()
+            rows, input_ns, run_ns, ran = times
+            done = (seq, answer.number, rows, input_ns, run_ns, _now() - ran)
+            packet = wire.encode(wire.Oversize(seq, views, done))
+            socket.send_fds(self._common.control, [packet], [descriptor])
+        finally:
+            os.close(descriptor)
+
+    def _stopped(self, seq: int) -> None:
+        self._refuse(wire.Failure("the run was stopped", "", seq, "deadline"))
+
+    def _refuse(self, refusal: wire.Failure) -> None:
+        self._flush()
+        self._common.send(wire.ERROR, wire.encode(refusal))
+
+    def _flush(self) -> None:
+        if self._done:
+            self._common.send(wire.DONE, self._done)
+            self._done.clear()
+
+    def _sizes(self, prepared: Prepared, arrays: list[np.ndarray]) -> list[int]:
+        return [
+            raw_size(values, self._common.datatypes[name])
+            for name, values in zip(prepared.names, arrays, strict=True)
+        ]
+
+    def _views(
+        self, prepared: Prepared, arrays: list[np.ndarray], sizes: Iterable[int]
+    ) -> tuple[TensorView, ...]:
+        views = []
+        at = 0
+        for name, values, size in zip(prepared.names, arrays, sizes, strict=True):
+            views.append(TensorView(name, self._common.datatypes[name], tuple(values.shape), at, size))
+            at += size
+        return tuple(views)
+
+    def _announce(self, prepared: Prepared, key: tuple[Any, ...], arrays: list[np.ndarray]) -> _Answer:
+        """Give this arrangement of outputs a number, and tell the daemon."""
+        if len(self._answers) < len(self._numbers):
+            number = self._numbers[len(self._answers)]
+        else:
+            oldest = next(iter(self._answers))
+            number = self._answers.pop(oldest).number
+        sizes = tuple(self._sizes(prepared, arrays))
+        total = sum(sizes)
+        small = total <= SMALL_BYTES and not prepared.has_bytes
+        answer = self._answers[prepared, key] = _Answer(number, sizes, total, small)
+        self._flush()  # answers that used this number before must be read with its old meaning
+        layout = wire.Layout(number, self._views(prepared, arrays, sizes))
+        self._common.send(wire.LAYOUT, wire.encode(layout))
+        return answer
