@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
-from agent import settings
+from agent import access, settings
 from agent.settings import Config, Key
 from skerry import manifest
 from skerry.errors import ConfigError
@@ -108,6 +108,19 @@ def tcp_address(config: Config) -> tuple[str, int] | None:
     return None if config.ipc.tcp is None else _split_address(config.ipc.tcp)
 
 
+def rules(config: Config) -> tuple[access.Rule, ...]:
+    """The access rules, with this machine's users and groups looked up.
+
+    Raises:
+        ConfigError: one of them is no rule or names somebody unknown; the message starts with FILE:LINE.
+    """
+    written = config.access.rules
+    if len(written) > access.MAX_RULES:
+        where = config.origins.get("access.rules", "access.rules")
+        raise ConfigError(f"{where}: access.rules: expected at most {access.MAX_RULES}, got {len(written)}")
+    return tuple(_rule(config, index, text) for index, text in enumerate(written))
+
+
 def format_value(key: Key, value: Any) -> str:  # noqa: ANN401 - a key's value has the key's type
     """`value` as one would write it in the file."""
     if key.unit == "octal":
@@ -119,7 +132,7 @@ def format_value(key: Key, value: Any) -> str:  # noqa: ANN401 - a key's value h
     if key.unit == "s":
         return _format_seconds(value)
     if isinstance(value, tuple):
-        return f"[{', '.join(value)}]"
+        return f"[{', '.join(repr(item) if ' ' in item else item for item in value)}]"
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -127,6 +140,8 @@ def format_value(key: Key, value: Any) -> str:  # noqa: ANN401 - a key's value h
 
 def expected(key: Key) -> str:
     """What `key` accepts, in words."""
+    if key.accepts:
+        return key.accepts
     if key.unit == "octal":
         return f"permissions from {key.least:04o} to {key.most:04o}"
     if key.unit:
@@ -135,8 +150,8 @@ def expected(key: Key) -> str:
     plain = typing.get_args(key.type)[0]
     if typing.get_origin(plain) is Literal:
         return "one of " + ", ".join(typing.get_args(plain))
-    if plain is int:
-        return f"an integer from {key.least} to {key.most}"
+    if plain in {int, float}:
+        return f"{'an integer' if plain is int else 'a number'} from {key.least} to {key.most}"
     return {bool: "true or false", tuple[str, ...]: "a list of names"}.get(plain, "text or null")
 
 
@@ -150,6 +165,7 @@ def _config(root: Node, source: str) -> Config:
         built[name] = _section(name, node, source, origins)
     config = Config(origins=origins, **built)  # type: ignore[arg-type] # _section builds the struct of that name
     _check_tcp(config)
+    rules(config)
     return config
 
 
@@ -163,6 +179,10 @@ def _section(section: str, node: Node, source: str, origins: dict[str, str]) -> 
             raise _unknown(name, where)
         values[key.field] = _value(key, child, where)
         origins[name] = where
+        if isinstance(child.value, list):
+            origins.update(
+                {f"{name}[{index}]": f"{source}:{item.line}" for index, item in enumerate(child.value)}
+            )
     return settings.sections()[section](**values)
 
 
@@ -224,6 +244,26 @@ def _suggestion(name: str) -> str:
         return f"did you mean {near[0]}?"
     near = difflib.get_close_matches(leaf, by_leaf, n=1)
     return f"did you mean {by_leaf[near[0]]}?" if near else "`skerry config show` lists every key"
+
+
+def _rule(config: Config, index: int, text: str) -> access.Rule:
+    try:
+        return access.parse(text, _user_id, _group_id)
+    except ConfigError as error:
+        where = config.origins.get(f"access.rules[{index}]", "access.rules")
+        raise ConfigError(f"{where}: access.rules: {error.message}", error.hint) from None
+
+
+def _user_id(name: str) -> int:
+    import pwd  # noqa: PLC0415 - only where a rule names a user
+
+    return pwd.getpwnam(name).pw_uid
+
+
+def _group_id(name: str) -> int:
+    import grp  # noqa: PLC0415 - only where a rule names a group
+
+    return grp.getgrnam(name).gr_gid
 
 
 def _check_tcp(config: Config) -> None:

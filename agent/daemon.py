@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 from agent import clock, lock, systemd, tasks, verification
 from agent import config as configuration
 from agent import paths as places
+from agent.ipc.doors import Doors
+from agent.ipc.gate import Gate
 from agent.ipc.listener import Listener
 from agent.ipc.pages import Pages
 from agent.logs import LogSettings
@@ -46,9 +48,10 @@ from store.cache import OutputCache
 from store.trail import StateStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from agent.access import Rule
     from agent.paths import Paths
     from agent.settings import Config
     from providers.discovery import Discovery
@@ -56,7 +59,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skerry")
 
-BACKLOG = 1024
 #: What the systemd unit allows, too.
 MAX_DESCRIPTORS = 65536
 
@@ -94,8 +96,7 @@ class Daemon:
         self._listing = listings.Listing(revision=0, owner=False)
         self._warnings: dict[str, list[str]] = {}
         self._discovery: asyncio.Future[Discovery] = self._loop.create_future()
-        self._listeners: list[Listener] = []
-        self._speakers: set[int] = set()
+        self._gate = Gate(self._loop.time)
         self._grpc: supervisor.Gateway | None = None
 
     async def run(self) -> None:
@@ -147,9 +148,15 @@ class Daemon:
         tracing = Tracing(paths.traces)
         stack.push_async_callback(tracing.close)
         self._pages = Pages(
-            self, self._models, cache=self._cache, trail=trail, logs_in_force=self._logs, tracing=tracing
+            self,
+            self._models,
+            self._gate,
+            cache=self._cache,
+            trail=trail,
+            logs_in_force=self._logs,
+            tracing=tracing,
         )
-        await self._listen(stack)
+        self._listen(stack)
         self._listen_grpc(stack)
         stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)
         # One model that never ends its probe must not keep the node from being used.
@@ -180,31 +187,22 @@ class Daemon:
 
     # -- listening
 
-    async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
-        settings = self._config.ipc
-        if self._sockets:
-            for activated in self._sockets:
-                await self._serve(stack, activated.sock)
-        else:
-            claimed = lock.claim_socket(self._paths.socket, settings.socket_mode, settings.socket_group)
-            stack.callback(claimed.release)
-            await self._serve(stack, claimed.sock)
-        address = configuration.tcp_address(self._config)
-        if address is not None:
-            listener = self._listener(stack)
-            server = await self._loop.create_server(listener, *address, backlog=BACKLOG)
-            stack.callback(server.close)
+    def _listen(self, stack: contextlib.AsyncExitStack) -> None:
+        self._listener = Listener(self._config.ipc, self._pages, self._gate)
+        self._doors = Doors(self._listener, self._gate)
+        stack.callback(self._doors.close)
+        stack.push_async_callback(lambda: self._listener.drain(self._config.inference.drain_s))
+        stack.push_async_callback(self._doors.stop_accepting)
+        self._doors.open(
+            self._paths, self._config.ipc, self._sockets, configuration.tcp_address(self._config)
+        )
+        self._set_access(self._config, configuration.rules(self._config))
 
-    async def _serve(self, stack: contextlib.AsyncExitStack, sock: Any) -> None:  # noqa: ANN401 - a socket.socket
-        listener = self._listener(stack)
-        server = await self._loop.create_unix_server(listener, sock=sock, backlog=BACKLOG)
-        stack.callback(server.close)
-
-    def _listener(self, stack: contextlib.AsyncExitStack) -> Listener:
-        listener = Listener(self._config.ipc, self._pages, self._speakers)
-        self._listeners.append(listener)
-        stack.push_async_callback(lambda: listener.drain(self._config.inference.drain_s))
-        return listener
+    def _set_access(self, config: Config, rules: Sequence[Rule]) -> None:
+        """Put the limits of `config` in force, and its rules."""
+        own_gids = {os.getegid(), *self._doors.gids}
+        self._gate.configure(config.ipc, config.access, rules, own_gids)
+        self._listener.limits = config.ipc
 
     def _listen_grpc(self, stack: contextlib.AsyncExitStack) -> None:
         if not supervisor.is_wanted(self._config.grpc.enabled):
@@ -212,7 +210,7 @@ class Daemon:
         ipc, path = self._config.ipc, self._paths.grpc_socket
         claimed = lock.claim_socket(path, ipc.socket_mode, ipc.socket_group)
         stack.callback(claimed.release)
-        self._grpc = supervisor.Gateway(claimed.sock, str(path), self._grpc_options, self._speakers)
+        self._grpc = supervisor.Gateway(claimed.sock, str(path), self._grpc_options, self._gate.speakers)
         stack.push_async_callback(self._grpc.close)
 
     def _grpc_options(self) -> Options:
@@ -303,6 +301,7 @@ class Daemon:
         """Read the configuration again and apply what can be applied without a restart."""
         try:
             fresh = configuration.load(self._paths.config_file)
+            rules = configuration.rules(fresh)
         except SkerryError as error:
             log.error("configuration not reloaded, the old one stays in force: %s", error)  # noqa: TRY400 - as above
             self._warn("configuration", [str(error)])
@@ -316,8 +315,7 @@ class Daemon:
         if self._cache is not None:
             self._cache.resize(fresh.cache.max_size_bytes, fresh.cache.memory_bytes)
         self._models.reconfigure()
-        for listener in self._listeners:
-            listener.limits = fresh.ipc
+        self._set_access(fresh, rules)
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         from sync.inbox import Inbox  # noqa: PLC0415 - while the children start
@@ -326,6 +324,7 @@ class Daemon:
         watcher = Watcher(self._loop)
         stack.callback(watcher.close)
         watch_file(watcher, self._paths.config_file, self.reload)
+        self._doors.watch(watcher, self._warn)
         if self._config.inbox.enabled:
             inbox = Inbox(self._paths.inbox, self._import, watcher)
             inbox.start()

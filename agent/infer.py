@@ -160,11 +160,11 @@ class Exchange(Job):
         "_loop",
         "_plan",
         "_submitted",
-        "_version",
+        "version",
     )
 
     def __init__(self, version: Version, loop: asyncio.AbstractEventLoop, client: Client) -> None:
-        self._version = version
+        self.version = version
         self._loop = loop
         self._client: Client | None = client
         self.owner = client.owner
@@ -189,9 +189,9 @@ class Exchange(Job):
             TooLarge: there will never be room for so much.
             Overloaded: no room now.
         """
-        instance = self._version.require_instance()
+        instance = self.version.require_instance()
         pad = -header_bytes % ALIGNMENT
-        offset, _ = instance.area.take(pad + body_bytes + ALIGNMENT + self._version.room_bytes)
+        offset, _ = instance.area.take(pad + body_bytes + ALIGNMENT + self.version.room_bytes)
         self._instance, self._block = instance, offset
         return instance.area.memory[offset + pad : offset + pad + body_bytes]
 
@@ -209,7 +209,13 @@ class Exchange(Job):
 
     def _chain(self) -> Chain | None:
         """Who may answer instead."""
-        return self._version.fallbacks()
+        return self.version.fallbacks()
+
+    def turn_away(self) -> None:
+        """Its user has too many: nothing happens, and whoever asks for this tells the client."""
+        self._client = None
+        self.version.stats.rejected += 1
+        self._let_go()
 
     def step_aside(self) -> tuple[asyncio.AbstractEventLoop, Client]:
         """Let go before anything was queued: another exchange goes on for this loop and client."""
@@ -219,7 +225,7 @@ class Exchange(Job):
         return self._loop, client
 
     def _start(self, body: memoryview, header_bytes: int, scope: str, cache: OutputCache | None) -> None:
-        version = self._version
+        version = self.version
         if header_bytes > MAX_JSON_BYTES:
             raise TooLarge(
                 f"inference request: expected at most {MAX_JSON_BYTES} bytes of JSON, got {header_bytes}",
@@ -266,7 +272,7 @@ class Exchange(Job):
         self._submitted = True
 
     def _plan_for(self, header: bytes, binary_bytes: int) -> Plan:
-        version = self._version
+        version = self.version
         plan = version.plans.get(header)
         if plan is not None and plan.binary_bytes == binary_bytes:
             return plan
@@ -279,7 +285,7 @@ class Exchange(Job):
         return plan
 
     def _make_plan(self, header: bytes, binary_bytes: int) -> Plan:
-        version = self._version
+        version = self.version
         if header:
             request = oip.decode_request(header)
             inputs = oip.locate_inputs(request, binary_bytes)
@@ -290,7 +296,7 @@ class Exchange(Job):
         return Plan(version, request, inputs, binary_bytes)
 
     def _answer_from(self, cache: OutputCache, plan: Plan, binary: memoryview, scope: str) -> bool:
-        version = self._version
+        version = self.version
         if version.cache_policy == "shared":
             scope = "shared"
         views = plan.layout.tensors
@@ -330,12 +336,12 @@ class Exchange(Job):
         if self._submitted and self._instance is not None:
             self._instance.cancel(self)  # on_error is called, and lets go of everything
         else:
-            self._version.stats.canceled += 1
+            self.version.stats.canceled += 1
             self._let_go()
 
     def on_result(self, memory: memoryview, at: int, layout: ResultLayout, done: wire.Done) -> None:
         """The run is over. See Job."""
-        version = self._version
+        version = self.version
         plan = self._plan
         stats = version.stats
         self._done = done
@@ -368,7 +374,7 @@ class Exchange(Job):
             client.refuse(error)
 
     def _encode(self, plan: Plan, layout: ResultLayout, payload: memoryview) -> None:
-        version = self._version
+        version = self.version
         try:
             json, parts = oip.encode_response(
                 version.name,
@@ -389,7 +395,7 @@ class Exchange(Job):
         self._succeed(json, parts)
 
     def _succeed(self, json: bytes, parts: list[memoryview]) -> None:
-        stats = self._version.stats
+        stats = self.version.stats
         stats.success += 1
         took_us = (time.perf_counter_ns() - self._begun_ns) // 1000
         stats.request_us += took_us
@@ -407,7 +413,7 @@ class Exchange(Job):
         client.answer(json, parts, self._let_go)
 
     def _fail(self, error: SkerryError) -> None:
-        stats = self._version.stats
+        stats = self.version.stats
         stats.fail_us += (time.perf_counter_ns() - self._begun_ns) // 1000
         if isinstance(error, Overloaded):
             stats.rejected += 1
@@ -423,7 +429,7 @@ class Exchange(Job):
     def _let_go(self) -> None:
         if self._block >= 0:
             self._give_block()
-        self._version.release()
+        self.version.release()
 
     def _give_block(self) -> None:
         if self._instance is not None and self._block >= 0:

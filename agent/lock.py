@@ -72,10 +72,15 @@ class SocketFile:
         self.path = path
         self._identity = _identity(path)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the path still names this socket."""
+        return _identity(self.path) == self._identity
+
     def release(self) -> None:
         """Close the socket and remove its file, unless the path names another file by now."""
         self.sock.close()
-        if _identity(self.path) == self._identity:
+        if self.in_place:
             self.path.unlink()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from agent.version import Version
 
@@ -55,12 +55,17 @@ _REASONS: list[tuple[str, Callable[[Version], int]]] = [
 ]
 
 
-def render(versions: Iterable[Version], node: Iterable[tuple[str, str, str, float]] = ()) -> str:
+def render(
+    versions: Iterable[Version],
+    node: Iterable[tuple[str, str, str, float]] = (),
+    refusals: Mapping[str, tuple[str, str, Mapping[str, int]]] | None = None,
+) -> str:
     """Prometheus' text format.
 
     Args:
-        versions: every version of the table.
+        versions: those the reader may see.
         node: (name, type, help, value) of what belongs to no model.
+        refusals: name -> (help, label, the label's value -> count).
     """
     versions = list(versions)
     lines: list[str] = []
@@ -77,6 +82,9 @@ def render(versions: Iterable[Version], node: Iterable[tuple[str, str, str, floa
     _family(lines, "nv_inference_request_failure", "counter", "Requests that were not answered", failures)
     for name, kind, meaning, number in node:
         _family(lines, name, kind, meaning, [("", number)])
+    for name, (meaning, label, counts) in (refusals or {}).items():
+        counted = [(f'{label}="{value}"', float(count)) for value, count in counts.items()]
+        _family(lines, name, "counter", meaning, counted)
     return "\n".join(lines) + "\n"
 
 

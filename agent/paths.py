@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 #: sun_path has 108 bytes on Linux and 104 elsewhere, the closing NUL included.
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 
+ADMIN_SOCKET = "admin.sock"
 SYSTEM_SOCKET = Path("/run/skerry/skerry.sock")
 
 
@@ -106,6 +108,11 @@ class Paths:
         """Where the gRPC gateway reaches its own server; the directory is for the daemon's user alone."""
         return self.run_dir / "grpc" / "inner"
 
+    @property
+    def admin_socket(self) -> Path:
+        """Where it does so for root and its own user, whatever happens on the other."""
+        return self.run_dir / ADMIN_SOCKET
+
 
 def resolve(home: str | None, env: Mapping[str, str], euid: int) -> Paths:
     """Choose the layout.
@@ -140,6 +147,14 @@ def find_socket(paths: Paths, system_socket: Path = SYSTEM_SOCKET) -> Path:
     if paths.home is None and not paths.socket.exists() and system_socket.exists():
         return system_socket
     return paths.socket
+
+
+def find_admin_socket(main: Path) -> Path:
+    """The admin socket beside `main` if this user may open it and a daemon answers there, else `main`."""
+    admin = main.with_name(ADMIN_SOCKET)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # noqa: FBT003 - positional only
+        return main if probe.connect_ex(os.fsencode(admin)) else admin
 
 
 def prepare(paths: Paths) -> None:

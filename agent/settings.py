@@ -26,10 +26,13 @@ _UNITS = ("_s", "_bytes")
 
 
 def _key(
-    meaning: str, *, reload: bool = False, ge: float | None = None, le: float | None = None
+    meaning: str, *, reload: bool = False, ge: float | None = None, le: float | None = None, accepts: str = ""
 ) -> msgspec.Meta:
-    """Describe a field: one line of meaning; `ge` and `le` in the unit of the field."""
-    return msgspec.Meta(description=meaning, extra={"reload": reload}, ge=ge, le=le)
+    """Describe a field: one line of meaning; `ge` and `le` in the unit of the field.
+
+    `accepts` says what it takes where its type does not.
+    """
+    return msgspec.Meta(description=meaning, extra={"reload": reload, "accepts": accepts}, ge=ge, le=le)
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +72,30 @@ class Ipc(Section, frozen=True):
         16 * KIB
     )
     max_connections: Annotated[
-        int, _key("open connections; further ones are closed at once", reload=True, ge=1, le=65536)
+        int, _key("open connections; further ones get 503 and are closed", reload=True, ge=1, le=65536)
     ] = 1024
+    # Three quarters: whatever one user does, a quarter is left for the others.
+    connections_per_uid: Annotated[
+        int, _key("open connections of one user; 0: no limit", reload=True, ge=0, le=65536)
+    ] = 768
+    requests_per_uid: Annotated[
+        int,
+        _key(
+            "requests of one user in progress; further ones get 503; 0: no limit", reload=True, ge=0, le=65536
+        ),
+    ] = 192
+    memory_per_uid_bytes: Annotated[
+        int,
+        _key(
+            "memory for one user's bodies of 32 KiB and more; a lone one always passes; 0: no limit",
+            reload=True,
+            ge=0,
+            le=64 * GIB,
+        ),
+    ] = 128 * MIB
+    rate_per_uid: Annotated[
+        float, _key("inference requests per second of one user; 0: no limit", reload=True, ge=0, le=1_000_000)
+    ] = 0.0
     header_timeout_s: Annotated[
         float, _key("longest time for a request head to arrive", reload=True, ge=0.1, le=3600)
     ] = 10.0
@@ -89,6 +114,28 @@ class Grpc(Section, frozen=True):
         Literal["auto", "on", "off"],
         _key("auto: when the first client comes, if grpcio is installed; on: from the start"),
     ] = "auto"
+
+
+class Access(Section, frozen=True):
+    """Who may do what: access.md says more."""
+
+    rules: Annotated[
+        tuple[str, ...],
+        _key(
+            "the first that matches decides; where none does, root and the daemon's user may do everything, its"
+            " group and the socket's may infer and read",
+            reload=True,
+            accepts="a list of rules such as 'allow infer,read gid:staff model:face-*'",
+        ),
+    ] = ()
+    tcp: Annotated[
+        tuple[Literal["infer", "read", "admin"], ...],
+        _key(
+            "what a client on `ipc.tcp` may do where no rule decides",
+            reload=True,
+            accepts="a list of infer, read, admin",
+        ),
+    ] = ("infer", "read")
 
 
 class Inference(Section, frozen=True):
@@ -191,12 +238,14 @@ class Inbox(Section, frozen=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration.
 
-    `origins` maps a key such as "ipc.max_body" to "FILE:LINE"; a key that is not in it has its default.
+    `origins` maps a key such as "ipc.max_body", and an entry of a list such as "access.rules[0]", to "FILE:LINE"; a key
+    that is not in it has its default.
     """
 
     log: Log = Log()
     ipc: Ipc = Ipc()
     grpc: Grpc = Grpc()
+    access: Access = Access()
     inference: Inference = Inference()
     models: Models = Models()
     workers: Workers = Workers()
@@ -220,6 +269,7 @@ class Key(NamedTuple):
         default: in the field's unit.
         meaning: one line.
         reloads: whether a change applies without a restart.
+        accepts: what it takes, in words; empty where type and range say it.
     """
 
     name: str
@@ -232,6 +282,7 @@ class Key(NamedTuple):
     default: Any
     meaning: str
     reloads: bool
+    accepts: str
 
 
 def sections() -> dict[str, type[Section]]:
@@ -272,4 +323,5 @@ def _describe(section: str, field: str, hint: Any, struct: type[Section]) -> Key
         default=getattr(struct(), field),
         meaning=meta.description,
         reloads=meta.extra["reload"],
+        accepts=meta.extra["accepts"],
     )

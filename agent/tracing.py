@@ -193,5 +193,5 @@ class TracedExchange(Exchange):
         plan = getattr(self, "_plan", None)  # there is none if the request was refused before
         request_id = (plan.request_id or "") if plan is not None else ""
         stamps = (("REQUEST_START", self._begun_ns), *inner, ("REQUEST_END", time.perf_counter_ns()))
-        version = self._version
+        version = self.version
         self._keep(Trace(version.name, version.number, request_id[:MAX_ID_CHARACTERS], stamps))

@@ -58,6 +58,7 @@ class Version:
         self.digest = entry.digest
         self.cache_policy = entry.manifest.cache.scope if entry.manifest.cache.policy == "exact" else None
         self.timeout_s = entry.manifest.limits.timeout_s
+        self.rate = entry.manifest.limits.rate
         self.state = State.UNAVAILABLE
         self.reason = NOT_YET
         self.since_unix = wall()

@@ -65,7 +65,16 @@ def run(context: typer.Context) -> None:
     run_daemon(session_of(context).home)
 
 
-for _command in (views.status, views.ps, views.providers, views.why, infer.infer, demo.demo, version.version):
+for _command in (
+    views.status,
+    views.ps,
+    views.denials,
+    views.providers,
+    views.why,
+    infer.infer,
+    demo.demo,
+    version.version,
+):
     app.command()(_command)
 app.add_typer(models.app, name="model")
 app.add_typer(config.app, name="config")

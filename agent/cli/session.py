@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.paths import Paths, find_socket, resolve
+from agent.paths import Paths, find_admin_socket, find_socket, resolve
 from skerry.errors import NotRunning
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ class Session:
         return str(find_socket(self.paths))
 
     def client(self, *, timeout_s: float | None = None) -> Client:
-        """A client of the daemon; it connects at its first request. To be used in a with statement."""
+        """A client of the daemon, on the admin socket where this user may; to be used in a with statement."""
         from skerry.client import DEFAULT_TIMEOUT_S, Client  # noqa: PLC0415 - brings numpy
 
-        return Client(self.socket, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
+        target = find_admin_socket(find_socket(self.paths))
+        return Client(target, timeout_s=timeout_s or DEFAULT_TIMEOUT_S)
 
     def get(self, path: str) -> dict[str, Any]:
         """One page of the daemon.

@@ -120,6 +120,28 @@ def _keep(model: dict[str, Any]) -> str:
     return " ".join([*words, render.briefly(keep_s)] if keep_s else words) or render.DASH
 
 
+def denials(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List the last requests that an access rule refused, the newest last."""
+    session = session_of(context)
+    page = session.get("/skerry/v1/denials")
+    if as_json:
+        print_json(page)
+        return
+    rows = [
+        [
+            render.age(item["unix"]),
+            str(item["uid"]),
+            str(item["pid"]),
+            item["door"],
+            item["action"],
+            item["model"] or render.DASH,
+            item["rule"],
+        ]
+        for item in page["denials"]
+    ]
+    session.console.print(render.table([">AGO", ">UID", ">PID", "SOCKET", "ACTION", "MODEL", "RULE"], rows))
+
+
 def providers(context: typer.Context, *, as_json: AsJson = False) -> None:
     """List the devices that can run models, best first, and what was left out."""
     session = session_of(context)

@@ -26,6 +26,10 @@ MAX_REMEMBERED_BYTES = KIB
 MAX_PAGE_BODY_BYTES = MIB
 
 
+class RequestTimeout(InvalidRequest):
+    """The request did not come whole in its time."""
+
+
 class Head(NamedTuple):
     """A parsed head. `error` is what the request will be answered with once its body is out of the way.
 

@@ -2,15 +2,16 @@
 
 Does: framing, limits and timeouts of one connection; bodies of inference requests are received straight into
 the shared memory of the worker that will read them.
-Leaves out: what connections share (agent.ipc.listener), heads (agent.ipc.head), pages and compressed bodies
-(agent.ipc.detour), inference (agent.infer).
+Leaves out: accepting (agent.ipc.acceptor), who may what (agent.ipc.gate), what connections share
+(agent.ipc.listener), heads (agent.ipc.head), pages and compressed bodies (agent.ipc.detour), inference (agent.infer).
 
 Rules
  * One request at a time per connection: a pipelined one waits in the buffer, which keeps answers in order.
- * Everything has a ceiling and a deadline: head, body, idleness, connections. One timer per connection, and a
+ * Everything has a ceiling and a deadline: head, body, idleness. One timer per connection, and a
    busy connection never resets it: it looks at the clock when it fires.
  * An answer in shared memory is released when the kernel has it, not before.
  * A client that goes away takes its request with it.
+ * A client may send and read slowly until its memory is wanted; then whoever does not move loses it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import contextlib
 from typing import TYPE_CHECKING, cast
 
 from agent import tasks
+from agent.access import Action
 from agent.fallback import open_exchange, open_later
 from agent.ipc import detour, replies
 from agent.ipc.chunked import ChunkedBody
 from agent.ipc.encodings import MIN_COMPRESSED_BYTES
-from agent.ipc.head import Head
-from agent.ipc.peer import Peer, hung_up
+from agent.ipc.head import Head, RequestTimeout
+from agent.ipc.peer import Door, hung_up
 from agent.version import Asleep
 from skerry.errors import (
     InternalError,
@@ -34,18 +36,23 @@ from skerry.errors import (
     SkerryError,
     TooLarge,
 )
-from skerry.terms import KIB
+from skerry.terms import KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.infer import Exchange
     from agent.ipc.listener import Listener
+    from agent.ipc.peer import Peer
 
 #: Bodies from this size on are received into shared memory; smaller ones are copied there, which is quicker.
 DIRECT_BYTES = 32 * KIB
 #: Answers up to this size are copied into one write; larger ones go out in pieces.
 JOIN_BYTES = 64 * KIB
+#: A body that comes, or an answer that is taken, slower than this and for at least so long is slow. A local client
+#: moves hundreds of MiB per second, one on a radio link to an exposed TCP listener some.
+SLOW_BYTES_PER_S = MIB
+SLOW_AFTER_S = 1.0
 #: How long a refused client may go on sending, so that it gets to read why.
 LINGER_S = 2.0
 
@@ -58,13 +65,18 @@ class Connection(asyncio.BufferedProtocol):
         "_body",
         "_body_at",
         "_buffer",
+        "_charge_bytes",
         "_chunks",
         "_deadline",
         "_end",
         "_eof",
         "_exchange",
+        "_guest",
         "_head",
         "_held",
+        "_held_bytes",
+        "_holding",
+        "_holding_since",
         "_last_head",
         "_last_json",
         "_last_size",
@@ -73,7 +85,6 @@ class Connection(asyncio.BufferedProtocol):
         "_paused",
         "_scanned",
         "_skip",
-        "_speaker",
         "_start",
         "_timer",
         "_transport",
@@ -82,8 +93,9 @@ class Connection(asyncio.BufferedProtocol):
         "peer",
     )
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, peer: Peer) -> None:
         self._listener = listener
+        self._guest = self.peer = peer  # who came in, and whose requests these are
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray(4 * KIB)
         self._view = memoryview(self._buffer)
@@ -93,13 +105,16 @@ class Connection(asyncio.BufferedProtocol):
         self._head: Head | None = None
         self._body: memoryview | None = None  # where the rest of a body goes, if not into the buffer
         self._body_at = 0
+        self._charge_bytes = 0  # memory that the request was counted with (agent.ipc.quotas)
         self._skip = 0  # bytes of a body that nobody wants
         self._chunks: ChunkedBody | None = None
         self._exchange: Exchange | None = None
-        self._speaker: Peer | None = None  # who connected, once it speaks for somebody else
         self._answering = False
         self._paused = False
         self._held: list[Callable[[], None]] = []
+        self._held_bytes = 0  # of answers that the kernel has not taken
+        self._holding = ""  # whose memory is held for a body on its way in or an answer on its way out
+        self._holding_since = 0.0
         self._last_json = self._last_head = b""
         self._last_size = 0
         self._eof = False
@@ -114,18 +129,9 @@ class Connection(asyncio.BufferedProtocol):
         """A client has come."""
         self._transport = cast("asyncio.Transport", transport)
         listener = self._listener
-        self.peer = Peer(transport.get_extra_info("socket"))
         # pause_writing then comes as soon as the kernel did not take everything, resume_writing when it has.
         self._transport.set_write_buffer_limits(high=0, low=0)
         listener.connections.add(self)
-        limit = listener.limits.max_connections
-        if len(listener.connections) > limit:
-            self._refuse(
-                Overloaded(
-                    f"connections: expected at most {limit}, got one more", "raise ipc.max_connections"
-                )
-            )
-            return
         self._wait("idle", listener.limits.idle_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
@@ -136,9 +142,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
-        self._body = None
         self._release_held()
         self._abandon()
+        self._listener.gate.leave(self._guest)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the next bytes go: into the buffer, or where a large body is wanted."""
@@ -287,13 +293,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _act_for(self, head: Head, uid: int) -> Head:
         """Whose requests come from here now. A connection that spoke for somebody never again acts for itself."""
-        if self._speaker is None or self.peer.uid != uid:
+        if self.peer is self._guest or self.peer.uid != uid:
             try:
-                speaker = self._speaker or self.peer
-                self.peer = self._listener.acting(speaker, uid)
+                self.peer = self._listener.gate.acting(self._guest, uid)
             except SkerryError as error:
                 return head.refused(error)
-            self._speaker = speaker
         return head
 
     def _receive_apart(self, head: Head, have: int) -> None:
@@ -317,6 +321,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._abandon()
                 self._head = head.refused(error)
         if self._body is not None:
+            self._hold_memory(head.model)
             self._body[:have] = self._view[self._start : self._end]
             self._body_at = have
         else:
@@ -325,14 +330,25 @@ class Connection(asyncio.BufferedProtocol):
         self._start = self._end = self._scanned = 0
 
     def _place_for_body(self, head: Head) -> memoryview:
+        """Room for a large body where it will be read."""
         if not head.ordinary:  # it is read, or inflated, here
+            self._charge(head.body_bytes)
             return memoryview(bytearray(head.body_bytes))
         exchange = self._exchange = self._exchange or self._open_exchange(head)
-        return exchange.receive_into(head.body_bytes, max(0, head.json_bytes))
+        self._charge(head.body_bytes)
+        header_bytes = max(0, head.json_bytes)
+        try:
+            return exchange.receive_into(head.body_bytes, header_bytes)
+        except Overloaded:
+            if not self._listener.reclaim(head.model):
+                raise
+            return exchange.receive_into(head.body_bytes, header_bytes)
 
     def _read_chunks(self, chunks: ChunkedBody) -> bool:
         try:
             used = chunks.feed(bytes(self._view[self._start : self._end]))
+            if len(chunks.body) >= max(DIRECT_BYTES, self._charge_bytes):
+                self._charge(len(chunks.body))
         except SkerryError as error:
             self._refuse(error)
             return False
@@ -355,12 +371,45 @@ class Connection(asyncio.BufferedProtocol):
         return self.peer.uid
 
     def _open_exchange(self, head: Head) -> Exchange:
-        listener = self._listener
-        return open_exchange(listener.pages, head.model, head.version, listener.loop, self)
+        """Begin the inference, if this peer may have one now. `_close_exchange` is its other end."""
+        listener, peer = self._listener, self.peer
+        if head.model not in peer.models:
+            listener.gate.require(peer, Action.INFER, head.model)
+        exchange = open_exchange(listener.pages, head.model, head.version, listener.loop, self)
+        self._count_in(exchange)
+        return exchange
+
+    def _count_in(self, exchange: Exchange) -> None:
+        usage, version = self.peer.usage, exchange.version
+        if (usage.requests >= usage.free_below or version.rate) and self.peer.door is not Door.ADMIN:
+            listener = self._listener
+            try:
+                listener.gate.quotas.check(usage, version.name, version.rate, listener.loop.time())
+            except Overloaded:
+                exchange.turn_away()
+                raise
+        usage.requests += 1
+
+    def _close_exchange(self) -> Exchange | None:
+        """There is no request any more, or only its answer; returns what there was."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self.peer.usage.requests -= 1
+        return exchange
+
+    def _charge(self, size_bytes: int) -> None:
+        """Count in the memory for this body, in place of what was counted of it; 0 counts it out."""
+        usage = self.peer.usage
+        usage.held_bytes -= self._charge_bytes
+        self._charge_bytes = 0
+        if size_bytes:
+            self._charge_bytes = self._listener.gate.quotas.hold(usage, size_bytes)
 
     async def _open_later(self, head: Head, header: bytes = b"") -> Exchange:
         listener = self._listener
-        return await open_later(listener.pages, head.model, head.version, listener.loop, self, header)
+        exchange = await open_later(listener.pages, head.model, head.version, listener.loop, self, header)
+        self._count_in(exchange)
+        return exchange
 
     async def _receive_when_awake(self, head: Head) -> None:
         """Go on with a body that was left unread because its model was not in memory."""
@@ -395,7 +444,9 @@ class Connection(asyncio.BufferedProtocol):
         """The request is complete."""
         head = self._head
         assert head is not None  # noqa: S101 - a body follows a head
-        self._body = None
+        if self._body is not None:
+            self._body = None
+            self._listener.holding.discard(self)
         self._answering = True
         self._why = ""
         self._deadline = 0.0
@@ -431,7 +482,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def refuse(self, error: SkerryError) -> None:
         """Answer with an error; the connection goes on."""
-        self._exchange = None
+        if self._listener.holding and self._head is not None and isinstance(error, Overloaded):
+            self._listener.reclaim(self._head.model)
+        self._close_exchange()
         head_only = self._head is not None and self._head.head_only
         self.reply(replies.refusal(error, close=self.is_closing(), head_only=head_only))
 
@@ -442,7 +495,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def answer(self, json: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
         """Answer an inference; `release` is called when the kernel has all of it."""
-        self._exchange = None
+        self._close_exchange()
         size = len(json)
         for part in parts:
             size += part.nbytes
@@ -478,8 +531,16 @@ class Connection(asyncio.BufferedProtocol):
             self._write(part)
         if self._paused:
             self._held.append(release)
+            self._held_bytes += sum(part.nbytes for part in parts)
+            self._hold_memory(self._head.model if self._head is not None else "")
         else:
             release()
+
+    def _hold_memory(self, model: str) -> None:
+        """From now on memory of this model is ours until the client has done its part."""
+        self._holding = model
+        self._holding_since = self._listener.loop.time()
+        self._listener.holding.add(self)
 
     def is_gone(self) -> bool:
         """Whether nobody is there any more."""
@@ -498,6 +559,8 @@ class Connection(asyncio.BufferedProtocol):
         closing = self.is_closing()
         self._head = None
         self._answering = False
+        if self._charge_bytes:
+            self._charge(0)
         if self._transport is None:
             return
         if closing:
@@ -568,16 +631,32 @@ class Connection(asyncio.BufferedProtocol):
         elif loop.time() < self._deadline:
             self._timer = loop.call_at(self._deadline, self._on_timer)
         elif self._why in {"head", "body"}:
-            self._body = None
-            self._skip = 0
-            self._refuse(
-                InvalidRequest(
-                    f"request {self._why}: expected it whole in time, got silence; the connection is closed"
-                ),
-            )
+            self.expire(self._why)
         else:
             # A client that does not read its answer would keep a closed connection open for ever.
             self._transport.abort() if self._why == "linger" or self._paused else self._transport.close()
+
+    def is_slow(self, model: str, now_s: float) -> bool:
+        """Whether memory of this model is held for a client so slow that others should have it."""
+        took_s = now_s - self._holding_since
+        moved_bytes = self._body_at if self._body is not None else self._held_bytes
+        return self._holding == model and took_s > SLOW_AFTER_S and moved_bytes < took_s * SLOW_BYTES_PER_S
+
+    def give_way(self) -> None:
+        """Give up what memory is held for."""
+        if self._body is not None:
+            self.expire("body")
+        else:
+            self.abort()
+
+    def expire(self, what: str) -> None:
+        """Give the request up of which this part did not come in time."""
+        self._skip = 0
+        self._refuse(
+            RequestTimeout(
+                f"request {what}: expected it whole in time, got silence; the connection is closed"
+            )
+        )
 
     def close_if_idle(self) -> None:
         """Close unless a request is in progress."""
@@ -590,11 +669,19 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _abandon(self) -> None:
-        exchange, self._exchange = self._exchange, None
+        if self._body is not None:
+            self._body = None
+            self._listener.holding.discard(self)
+        if self._charge_bytes:
+            self._charge(0)
+        exchange = self._close_exchange()
         if exchange is not None:
             exchange.abandon()
 
     def _release_held(self) -> None:
         held, self._held = self._held, []
+        if held:
+            self._held_bytes = 0
+            self._listener.holding.discard(self)
         for release in held:
             release()

@@ -1,6 +1,7 @@
-"""What the connections of one listening socket share, and how they end together.
+"""What connections share, and how they end together.
 
-Leaves out: a single connection (agent.ipc.http), the socket itself (agent.lock, agent.systemd).
+Leaves out: a single connection (agent.ipc.http), accepting (agent.ipc.acceptor), which sockets there are
+(agent.ipc.doors).
 """
 
 from __future__ import annotations
@@ -11,46 +12,51 @@ from typing import TYPE_CHECKING
 
 from agent.ipc.head import HeadParser
 from agent.ipc.http import Connection
-from skerry.errors import Denied
 
 if TYPE_CHECKING:
+    from agent.ipc.gate import Gate
     from agent.ipc.pages import Pages
     from agent.ipc.peer import Peer
     from agent.settings import Ipc
 
 
 class Listener:
-    """What the connections of one listener share.
+    """What the connections of all sockets share.
 
     Args:
         limits: the `ipc` section in force; may be replaced at any time.
         pages: answers everything.
-        speakers: pids of our own children that may speak for other users.
+        gate: judges and counts.
+
+    Attributes:
+        holding: connections with a body on its way into shared memory, or an answer on its way out of it.
     """
 
-    def __init__(self, limits: Ipc, pages: Pages, speakers: set[int]) -> None:
+    def __init__(self, limits: Ipc, pages: Pages, gate: Gate) -> None:
         self.limits = limits
         self.pages = pages
+        self.gate = gate
         self.heads = HeadParser()
-        self._speakers = speakers
         self.connections: set[Connection] = set()
+        self.holding: set[Connection] = set()
         self.loop = asyncio.get_running_loop()
         self.draining = False
         self.emptied = asyncio.Event()
 
-    def __call__(self) -> Connection:
-        """A protocol for a new connection; asyncio calls this."""
-        return Connection(self)
+    def connection(self, peer: Peer) -> Connection:
+        """A protocol for a client that was let in."""
+        return Connection(self, peer)
 
-    def acting(self, peer: Peer, uid: int) -> Peer:
-        """Whom `peer` speaks for.
+    def reclaim(self, model: str) -> bool:
+        """Memory of this model is short: who holds some of it and does not move loses it.
 
-        Raises:
-            Denied: it is no child of ours that may.
+        Returns: whether anybody did.
         """
-        if peer.pid not in self._speakers:
-            raise Denied(f"speaking for uid {uid}: expected a process of the daemon's, got pid {peer.pid}")
-        return peer.acting_for(uid)
+        now = self.loop.time()
+        slow = [connection for connection in self.holding if connection.is_slow(model, now)]
+        for connection in slow:
+            connection.give_way()
+        return bool(slow)
 
     async def drain(self, timeout_s: float) -> None:
         """Close idle connections now, busy ones after their answer, and all of them after `timeout_s`."""

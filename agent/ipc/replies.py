@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent.ipc.head import RequestTimeout
 from agent.ipc.routes import MethodNotAllowed
 from skerry import errors
 from skerry.errors import (
@@ -34,6 +35,7 @@ BINARY = b"application/octet-stream"
 _CLOSE = b"Connection: close\r\n"
 _STATUS: list[tuple[type[SkerryError], bytes]] = [
     (MethodNotAllowed, b"405 Method Not Allowed"),
+    (RequestTimeout, b"408 Request Timeout"),
     (TooLarge, b"413 Content Too Large"),
     (InvalidRequest, b"400 Bad Request"),
     (NotFound, b"404 Not Found"),

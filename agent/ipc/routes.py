@@ -43,11 +43,16 @@ class Page(enum.Enum):
     PROVIDERS = enum.auto()
     REFRESH = enum.auto()
     CLEAR = enum.auto()
+    DENIALS = enum.auto()
 
 
-#: Pages that change something. All others only read, or run a model.
+#: Whoever may connect may see whether we live.
+OPEN_PAGES = frozenset({Page.LIVE, Page.READY, Page.SERVER})
+#: Lists are open to whoever may connect, too: they show what that one may read.
+LISTS = frozenset({Page.MODELS, Page.METRICS, Page.TABLE, Page.STATISTICS, Page.INDEX})
+#: What changes something, and who was refused. All others only read, or run a model.
 ADMINISTRATION = frozenset(
-    {Page.LOAD, Page.UNLOAD, Page.SET_LOGGING, Page.SET_TRACE, Page.REFRESH, Page.CLEAR}
+    {Page.LOAD, Page.UNLOAD, Page.SET_LOGGING, Page.SET_TRACE, Page.REFRESH, Page.CLEAR, Page.DENIALS}
 )
 
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
@@ -80,6 +85,7 @@ _ROUTES: list[tuple[re.Pattern[str], dict[str, Page]]] = [
         (_OWN_MODEL + "/clear", {"POST": Page.CLEAR}),
         ("/skerry/v1/providers", {"GET": Page.PROVIDERS}),
         ("/skerry/v1/registry/refresh", {"POST": Page.REFRESH}),
+        ("/skerry/v1/denials", {"GET": Page.DENIALS}),
     )
 ]
 

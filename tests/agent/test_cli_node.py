@@ -1,5 +1,6 @@
 """The command line and the client against a real daemon, and the demo as a stranger runs it."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import zoo
 from node import temporary_node
 from typer.testing import CliRunner
+from wire_http import Conversation
 
 from agent.cli import exits
 from agent.cli.app import app
@@ -140,3 +142,20 @@ def test_the_demo_shows_what_it_claims(tmp_path):
     assert "the daemon ended with exit code 0" in done.stdout
     assert "a daemon there says: UNAVAILABLE" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_gets_through_while_others_have_all_connections():
+    with temporary_node() as node, contextlib.ExitStack() as stack:
+        node.configure("ipc:\n  max_connections: 2\naccess:\n  rules: ['deny * model:secret']\n")
+        node.add(zoo.add(1), "secret")
+        node.start()
+        assert node.request("GET", "/v2/models/secret")[0] == 403
+        full = [stack.enter_context(Conversation(node.socket)) for _ in range(3)]
+        assert full[-1].response().status == 503
+        for command in ("status", "ps", "denials", "providers"):
+            result = CliRunner().invoke(app, ["--home", str(node.home), command])
+            assert result.exit_code == exits.OK, result.stderr
+            if command == "denials":
+                assert "deny * model:secret" in result.stdout
+        listed = CliRunner().invoke(app, ["--home", str(node.home), "denials", "--json"])
+        assert [item["action"] for item in json.loads(listed.stdout)["denials"]] == ["read"]

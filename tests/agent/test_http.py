@@ -538,7 +538,7 @@ def test_a_head_just_below_the_limit_is_fine(talk):
 
 def test_a_head_without_end_is_refused_when_its_time_is_up(talk):
     talk.send(b"GET /v2 HTTP/1.1\r\nHost: x\r\n")
-    error = refused(talk.response(), 400)
+    error = refused(talk.response(), 408)
     assert error == "request head: expected it whole in time, got silence; the connection is closed"
     assert talk.rest() == b""
 
@@ -553,14 +553,14 @@ def test_a_head_that_trickles_gets_no_more_time_than_one_that_rests(talk):
             break
     else:
         pytest.fail("a byte now and then keeps a connection open")
-    refused(talk.response(), 400)
+    refused(talk.response(), 408)
 
 
 @pytest.mark.parametrize("size", [100, 100_000])
 def test_a_body_shorter_than_declared_is_refused_when_its_time_is_up(node, talk, size):
     request = infer("same", [Tensor("input", "UINT8", [1, size], bytes(size))])
     talk.send(request[:-1])
-    refused(talk.response(), 400)
+    refused(talk.response(), 408)
     assert talk.rest() == b""
     assert eventually(lambda: pending(node, "same") == 0)
 

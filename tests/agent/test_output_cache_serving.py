@@ -22,7 +22,7 @@ SHARED = {"policy": "exact", "scope": "shared", "ttl": "1h"}
 @pytest.fixture(scope="module")
 def node():
     with temporary_node() as node:
-        node.configure("ipc:\n  socket_mode: '0666'\n")
+        node.configure("ipc:\n  socket_mode: '0666'\naccess:\n  rules: ['allow infer,read uid:*']\n")
         for name, model in (
             ("plus", zoo.add(1)),
             ("minus", zoo.two_inputs()),

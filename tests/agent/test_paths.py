@@ -2,9 +2,11 @@
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
+from wire_http import effective_user
 
 from agent import paths
 from skerry.errors import ConfigError, StorageFailed
@@ -119,6 +121,20 @@ def test_client_finds_its_own_socket_before_the_systems(tmp_path):
     found.run_dir.mkdir(parents=True)
     found.socket.touch()
     assert paths.find_socket(found, system) == found.socket
+
+
+def test_the_admin_socket_is_taken_where_somebody_answers_on_it():
+    with tempfile.TemporaryDirectory(prefix="sk-") as folder, socket.socket(socket.AF_UNIX) as daemon:
+        main, admin = Path(folder, "skerry.sock"), Path(folder, "admin.sock")
+        assert paths.find_admin_socket(main) == main
+        daemon.bind(str(admin))
+        assert paths.find_admin_socket(main) == main, "left over from a daemon that was killed"
+        daemon.listen()
+        assert paths.find_admin_socket(main) == admin
+        if os.geteuid() == 0:
+            os.chown(folder, 65534, -1)
+            with effective_user(65534):
+                assert paths.find_admin_socket(main) == main, "it is not for everybody"
 
 
 def test_named_home_is_never_left(tmp_path):

@@ -574,7 +574,7 @@ def test_the_socket_is_for_its_owner_and_group(node):
 @pytest.fixture(scope="module")
 def open_node():
     with temporary_node() as node:
-        node.configure("ipc:\n  socket_mode: '0666'\n")
+        node.configure("ipc:\n  socket_mode: '0666'\naccess:\n  rules: ['allow infer,read uid:*']\n")
         node.add(zoo.add(1), "plus")
         node.start()
         for folder in (node.home, node.socket.parent):
@@ -596,13 +596,13 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be someb
 @only_root
 def test_another_user_may_ask_but_not_administer(open_node):
     with stranger(open_node) as talk:
-        for path in (
-            "/skerry/v1/registry/refresh",
-            "/skerry/v1/models/plus/clear",
-            "/skerry/v1/models/none/clear",
+        for path, what in (
+            ("/skerry/v1/registry/refresh", "this node"),
+            ("/skerry/v1/models/plus/clear", "model plus"),
+            ("/skerry/v1/models/none/clear", "model none"),
         ):
             error = refused(talk.ask(http("POST", path, b"")), 403)
-            assert error == f"administration: expected root or the daemon's own user, got uid {NOBODY}"
+            assert error == f"admin on {what}: expected a user who may, got uid {NOBODY} (rule: default)"
         assert talk.ask(infer("plus", [floats(1)])).tensors == {"output": [2.0]}
         for path in (
             "/v2",
@@ -703,7 +703,7 @@ def test_tcp_answers_as_the_socket_does_but_administers_nothing(tcp_node):
         sent = Tensor("input", "UINT8", (1, len(data)), data)
         assert talk.ask(infer("bytes", [sent], parameters=BINARY)).body.endswith(data)
         error = refused(talk.ask(http("POST", "/skerry/v1/registry/refresh", b"")), 403)
-        assert error == "administration: expected root or the daemon's own user, got uid -1"
+        assert error == f"admin on this node: expected a user who may, got uid {os.geteuid()} (rule: default)"
         talk.send(infer("plus", [floats(1)]) + infer("plus", [floats(2)]))
         talk.sock.shutdown(socket.SHUT_WR)
         assert [talk.response().tensors["output"] for _ in range(2)] == [[2.0], [3.0]]

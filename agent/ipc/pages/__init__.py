@@ -1,10 +1,11 @@
 """Every page but inference: which room answers it, and who may ask.
 
-Does: bring the pages' topics together under the table of routes, refuse administration to those who may not.
-Leaves out: what the pages say (the modules of this package), connections (agent.ipc.http), inference (agent.infer).
+Does: bring the pages' topics together under the table of routes, and have the gate refuse those who may not.
+Leaves out: who may (agent.ipc.gate), what the pages say (the modules of this package), connections
+(agent.ipc.http), inference (agent.infer).
 
 Rules
- * Reading is for everybody who may connect; changing is for root and the daemon's own user.
+ * A list shows the models that its reader may read.
  * A body arrives whole, inflated and at most agent.ipc.head.MAX_PAGE_BODY_BYTES long; pages without use for one
    do not look at it.
  * An error is always {"error": text}; a hint, where there is one, stands beside it.
@@ -14,21 +15,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.access import Action
 from agent.ipc.pages import logs, metadata, own, repository, statistics, traces
 from agent.ipc.pages.content import Content
-from agent.ipc.routes import ADMINISTRATION, Page
 from agent.version import Asleep
-from skerry.errors import Denied
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from agent.ipc.gate import Gate
     from agent.ipc.head import Head
     from agent.ipc.pages.content import Handler, Node
     from agent.ipc.peer import Peer
+    from agent.ipc.routes import Page
     from agent.logs import LogSettings
     from agent.models import ModelTable
     from agent.tracing import Tracing
+    from agent.version import Version
     from store.cache import OutputCache
     from store.trail import StateStore
 
@@ -48,6 +51,7 @@ class Pages:
         self,
         node: Node,
         models: ModelTable,
+        gate: Gate,
         *,
         cache: OutputCache | None,
         trail: StateStore,
@@ -55,15 +59,16 @@ class Pages:
         tracing: Tracing,
     ) -> None:
         self.models = models
+        self._gate = gate
         self.cache = cache
         self.tracing = tracing
         topics = (
-            metadata.Metadata(node, models, cached=cache is not None),
-            statistics.Numbers(node, models, cache),
-            repository.Repository(models),
+            metadata.Metadata(node, models, self._readable, cached=cache is not None),
+            statistics.Numbers(node, models, self._readable, cache, gate),
+            repository.Repository(models, self._readable),
             logs.Logs(logs_in_force),
             traces.Traces(models, tracing),
-            own.Own(node, models, trail),
+            own.Own(node, models, self._readable, trail, gate),
         )
         self._handlers: dict[Page, Handler] = {}
         for topic in topics:
@@ -76,20 +81,20 @@ class Pages:
             SkerryError: instead of a page.
         """
         assert head.page is not None  # noqa: S101 - a head without a page has an error
-        if head.page in ADMINISTRATION and not peer.may_administer:
-            raise Denied(
-                f"administration: expected root or the daemon's own user, got uid {peer.uid}",
-                "run the command with sudo",
-            )
+        self._gate.require_page(peer, head)
         handler = self._handlers[head.page]
         try:
-            return handler(head, body)
+            return handler(head, body, peer)
         except Asleep:
-            return self._when_awake(handler, head, body)
+            return self._when_awake(handler, head, body, peer)
 
-    async def _when_awake(self, handler: Handler, head: Head, body: bytes) -> Content:
+    def _readable(self, peer: Peer) -> list[Version]:
+        """The versions that `peer` may read of."""
+        return [version for version in self.models.all() if self._gate.may(peer, Action.READ, version.name)]
+
+    async def _when_awake(self, handler: Handler, head: Head, body: bytes, peer: Peer) -> Content:
         """A page about a model that has to be in memory for it."""
         version = self.models.get(head.model, head.version)
         await self.models.ready(head.model, head.version, version.timeout_s)
-        content = handler(head, body)
+        content = handler(head, body, peer)
         return content if isinstance(content, tuple) else await content

@@ -9,10 +9,14 @@ import msgspec
 
 from agent.ipc import replies
 from agent.ipc.head import Head
+from agent.ipc.peer import Peer
+from agent.version import Version
 from skerry.errors import InvalidRequest
 
 Content = tuple[bytes, bytes, bytes]  # status, content type, body
-Handler = Callable[[Head, bytes], Content | Awaitable[Content]]
+Handler = Callable[[Head, bytes, Peer], Content | Awaitable[Content]]
+#: The versions that somebody may read of.
+Readable = Callable[[Peer], list[Version]]
 
 _T = TypeVar("_T")
 _encode = msgspec.json.Encoder().encode

@@ -17,6 +17,7 @@ from skerry.errors import Unsupported
 
 if TYPE_CHECKING:
     from agent.ipc.head import Head
+    from agent.ipc.peer import Peer
     from agent.logs import LogSettings
 
 
@@ -43,7 +44,7 @@ class Logs:
         """Which handler answers what."""
         return {Page.LOGGING: self._read, Page.SET_LOGGING: self._change}
 
-    def _read(self, _head: Head, _body: bytes) -> Content:
+    def _read(self, _head: Head, _body: bytes, _peer: Peer) -> Content:
         settings = self._settings
         return json(
             {
@@ -56,7 +57,7 @@ class Logs:
             }
         )
 
-    def _change(self, head: Head, body: bytes) -> Content:
+    def _change(self, head: Head, body: bytes, peer: Peer) -> Content:
         update = parse(body, _Update, "log settings")
         if update.log_file:
             raise Unsupported(
@@ -70,7 +71,7 @@ class Logs:
             verbose=update.log_verbose_level,
             format=update.log_format,
         )
-        return self._read(head, body)
+        return self._read(head, body, peer)
 
 
 def _either(one: bool | None, other: bool | None) -> bool | None:

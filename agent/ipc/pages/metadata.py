@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent.ipc import replies
-from agent.ipc.pages.content import Content, Handler, Node, json
+from agent.ipc.pages.content import Content, Handler, Node, Readable, json
 from agent.ipc.routes import Page
 from agent.states import State
 from skerry import __version__
@@ -19,6 +19,7 @@ from skerry.manifest import EVERY
 
 if TYPE_CHECKING:
     from agent.ipc.head import Head
+    from agent.ipc.peer import Peer
     from agent.models import ModelTable
     from agent.version import Version
     from skerry.manifest import Served
@@ -47,12 +48,14 @@ class Metadata:
     Args:
         node: whether it is ready.
         models: the table.
+        readable: what of it somebody may read of.
         cached: this node remembers answers at all.
     """
 
-    def __init__(self, node: Node, models: ModelTable, *, cached: bool) -> None:
+    def __init__(self, node: Node, models: ModelTable, readable: Readable, *, cached: bool) -> None:
         self._node = node
         self._models = models
+        self._readable = readable
         self._cached = cached
 
     def pages(self) -> dict[Page, Handler]:
@@ -67,19 +70,19 @@ class Metadata:
             Page.MODEL_CONFIG: self._model_config,
         }
 
-    def _ready(self, _head: Head, _body: bytes) -> Content:
+    def _ready(self, _head: Head, _body: bytes, _peer: Peer) -> Content:
         if self._node.is_ready():
             return json({"ready": True})
         return json({"ready": False, "error": "models are still loading"}, replies.NOT_READY)
 
     @staticmethod
-    def _server(_head: Head, _body: bytes) -> Content:
+    def _server(_head: Head, _body: bytes, _peer: Peer) -> Content:
         return json({"name": "skerry", "version": __version__, "extensions": EXTENSIONS})
 
-    def _names(self, _head: Head, _body: bytes) -> Content:
-        return json({"models": sorted({version.name for version in self._models.all()})})
+    def _names(self, _head: Head, _body: bytes, peer: Peer) -> Content:
+        return json({"models": sorted({version.name for version in self._readable(peer)})})
 
-    def _model(self, head: Head, _body: bytes) -> Content:
+    def _model(self, head: Head, _body: bytes, _peer: Peer) -> Content:
         version = self._models.get(head.model, head.version)
         if version.state is not State.READY:
             raise version.unavailable()
@@ -93,14 +96,14 @@ class Metadata:
             }
         )
 
-    def _model_ready(self, head: Head, _body: bytes) -> Content:
+    def _model_ready(self, head: Head, _body: bytes, _peer: Peer) -> Content:
         version = self._models.get(head.model, head.version)
         if version.state is State.READY:
             return json({"name": version.name, "ready": True})
         text = version.unavailable().message
         return json({"name": version.name, "ready": False, "error": text}, replies.NOT_READY)
 
-    def _model_config(self, head: Head, _body: bytes) -> Content:
+    def _model_config(self, head: Head, _body: bytes, _peer: Peer) -> Content:
         version = self._models.get(head.model, head.version)
         if version.state is not State.READY:
             raise version.unavailable()

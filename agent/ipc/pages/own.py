@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent.ipc.pages.content import Content, Handler, Node, json
+from agent.ipc.pages.content import Content, Handler, Node, Readable, json
 from agent.ipc.routes import Page
 from skerry.errors import NotFound
 
 if TYPE_CHECKING:
+    from agent.ipc.gate import Gate
     from agent.ipc.head import Head
+    from agent.ipc.peer import Peer
     from agent.models import ModelTable
     from agent.version import Version
     from store.trail import StateStore
@@ -21,9 +23,13 @@ if TYPE_CHECKING:
 class Own:
     """The pages below /skerry/v1."""
 
-    def __init__(self, node: Node, models: ModelTable, trail: StateStore) -> None:
+    def __init__(
+        self, node: Node, models: ModelTable, readable: Readable, trail: StateStore, gate: Gate
+    ) -> None:
         self._node = node
         self._models = models
+        self._readable = readable
+        self._gate = gate
         self._trail = trail
 
     def pages(self) -> dict[Page, Handler]:
@@ -35,10 +41,11 @@ class Own:
             Page.PROVIDERS: self._providers,
             Page.REFRESH: self._refresh,
             Page.CLEAR: self._clear,
+            Page.DENIALS: lambda *_: json({"denials": list(self._gate.denials)}),
         }
 
-    def _table(self, _head: Head, _body: bytes) -> Content:
-        return json({"models": [self._row(version) for version in self._models.all()]})
+    def _table(self, _head: Head, _body: bytes, peer: Peer) -> Content:
+        return json({"models": [self._row(version) for version in self._readable(peer)]})
 
     def _row(self, version: Version) -> dict[str, Any]:
         pid = version.instance.pid if version.instance else None
@@ -71,20 +78,20 @@ class Own:
             "crashes": len(version.crashes),
         }
 
-    def _placement(self, head: Head, _body: bytes) -> Content:
+    def _placement(self, head: Head, _body: bytes, _peer: Peer) -> Content:
         record = self._trail.placement(head.model, head.version)
         if record is None:
             self._models.get(head.model, head.version)
             raise NotFound(f"model {head.model!r}: expected a placement, got none: it was not placed yet")
         return json(record | {"version": str(record["version"])})
 
-    async def _providers(self, _head: Head, _body: bytes) -> Content:
+    async def _providers(self, _head: Head, _body: bytes, _peer: Peer) -> Content:
         return json(await self._node.providers())
 
-    async def _refresh(self, head: Head, body: bytes) -> Content:
+    async def _refresh(self, head: Head, body: bytes, peer: Peer) -> Content:
         await self._node.refresh()
-        return self._table(head, body)
+        return self._table(head, body, peer)
 
-    async def _clear(self, head: Head, body: bytes) -> Content:
+    async def _clear(self, head: Head, body: bytes, peer: Peer) -> Content:
         await self._models.clear(head.model)
-        return self._table(head, body)
+        return self._table(head, body, peer)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent.ipc.pages.content import Content, Handler, json, parse
+from agent.ipc.pages.content import Content, Handler, Readable, json, parse
 from agent.ipc.routes import Page
 from agent.states import State
 from skerry.errors import InvalidRequest, Unsupported
 
 if TYPE_CHECKING:
     from agent.ipc.head import Head
+    from agent.ipc.peer import Peer
     from agent.models import ModelTable
 
 
@@ -35,14 +36,15 @@ class _Change(msgspec.Struct, forbid_unknown_fields=True):
 class Repository:
     """The pages of the extension."""
 
-    def __init__(self, models: ModelTable) -> None:
+    def __init__(self, models: ModelTable, readable: Readable) -> None:
         self._models = models
+        self._readable = readable
 
     def pages(self) -> dict[Page, Handler]:
         """Which handler answers what."""
         return {Page.INDEX: self._index, Page.LOAD: self._load, Page.UNLOAD: self._unload}
 
-    def _index(self, _head: Head, body: bytes) -> Content:
+    def _index(self, _head: Head, body: bytes, peer: Peer) -> Content:
         ready_only = parse(body, _Index, "repository index request").ready
         return json(
             [
@@ -52,12 +54,12 @@ class Repository:
                     "state": version.state,
                     "reason": version.reason,
                 }
-                for version in self._models.all()
+                for version in self._readable(peer)
                 if version.state is State.READY or not ready_only
             ]
         )
 
-    async def _load(self, head: Head, body: bytes) -> Content:
+    async def _load(self, head: Head, body: bytes, _peer: Peer) -> Content:
         for name in parse(body, _Change, "load request").parameters:
             if name == "config" or name.startswith("file:"):
                 raise Unsupported(
@@ -68,7 +70,7 @@ class Repository:
         await self._models.load(head.model)
         return json({})
 
-    async def _unload(self, head: Head, body: bytes) -> Content:
+    async def _unload(self, head: Head, body: bytes, _peer: Peer) -> Content:
         for name, value in parse(body, _Change, "unload request").parameters.items():
             if name != "unload_dependents":
                 raise _unknown(name)

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from agent import metrics
 from agent.ipc import replies
-from agent.ipc.pages.content import Content, Handler, Node, json
+from agent.ipc.pages.content import Content, Handler, Node, Readable, json
 from agent.ipc.routes import Page
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.ipc.gate import Gate
     from agent.ipc.head import Head
+    from agent.ipc.peer import Peer
     from agent.models import ModelTable
     from agent.stats import BatchStat
     from agent.version import Version
@@ -26,19 +30,23 @@ if TYPE_CHECKING:
 class Numbers:
     """The pages that count."""
 
-    def __init__(self, node: Node, models: ModelTable, cache: OutputCache | None) -> None:
+    def __init__(
+        self, node: Node, models: ModelTable, readable: Readable, cache: OutputCache | None, gate: Gate
+    ) -> None:
         self._node = node
         self._models = models
+        self._readable = readable
         self._cache = cache
+        self._gate = gate
 
     def pages(self) -> dict[Page, Handler]:
         """Which handler answers what."""
         return {Page.STATISTICS: self._statistics, Page.METRICS: self._metrics}
 
-    def _statistics(self, head: Head, _body: bytes) -> Content:
-        return json({"model_stats": [self._describe(version) for version in self._wanted(head)]})
+    def _statistics(self, head: Head, _body: bytes, peer: Peer) -> Content:
+        return json({"model_stats": [self._describe(version) for version in self._wanted(head, peer)]})
 
-    def _wanted(self, head: Head) -> list[Version]:
+    def _wanted(self, head: Head, peer: Peer) -> list[Version]:
         """The versions that the page is about; without a number those that serve or have counted something."""
         if head.version is not None:
             return [self._models.get(head.model, head.version)]
@@ -46,7 +54,7 @@ class Numbers:
             self._models.get(head.model, None)
         return [
             version
-            for version in self._models.all()
+            for version in self._readable(peer)
             if version.name == (head.model or version.name)
             and (version.instance is not None or version.stats.requests)
         ]
@@ -81,14 +89,20 @@ class Numbers:
             return []
         return [{"type": "CPU", "id": 0, "byte_size": self._node.rss_bytes(pid)}]
 
-    def _metrics(self, _head: Head, _body: bytes) -> Content:
+    def _metrics(self, _head: Head, _body: bytes, peer: Peer) -> Content:
         ready = float(self._node.is_ready())
         node = [("skerry_ready", "gauge", "1 once every model of the start has settled", ready)]
         if self._cache is not None:
             stats = self._cache.stats()
             node.append(("skerry_cache_entries", "gauge", "Answers on disk", stats.entries))
             node.append(("skerry_cache_bytes", "gauge", "Bytes of answers on disk", stats.bytes))
-        return replies.OK, replies.TEXT, metrics.render(self._models.all(), node).encode()
+        quotas = self._gate.quotas
+        node.append(("skerry_connections", "gauge", "Open connections", quotas.connections))
+        refusals: dict[str, tuple[str, str, Mapping[str, int]]] = {
+            "skerry_denied": ("Requests refused by an access rule", "action", self._gate.denied),
+            "skerry_over_quota": ("Connections and requests refused as too many", "what", quotas.refused),
+        }
+        return replies.OK, replies.TEXT, metrics.render(self._readable(peer), node, refusals).encode()
 
 
 def _duration(count: int, total_us: int) -> dict[str, int]:

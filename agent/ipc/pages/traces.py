@@ -21,6 +21,7 @@ from skerry.errors import InvalidRequest, Unsupported
 
 if TYPE_CHECKING:
     from agent.ipc.head import Head
+    from agent.ipc.peer import Peer
     from agent.models import ModelTable
     from agent.tracing import Settings, Tracing
 
@@ -55,11 +56,11 @@ class Traces:
         """Which handler answers what."""
         return {Page.TRACE: self._read, Page.SET_TRACE: self._change}
 
-    def _read(self, head: Head, _body: bytes) -> Content:
+    def _read(self, head: Head, _body: bytes, _peer: Peer) -> Content:
         self._check_model(head)
         return json(_document(self._tracing.settings(head.model)))
 
-    def _change(self, head: Head, body: bytes) -> Content:
+    def _change(self, head: Head, body: bytes, _peer: Peer) -> Content:
         self._check_model(head)
         update = parse(body, _Update, "trace settings")
         self._tracing.change(_changes(update), head.model)
