@@ -17,6 +17,8 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import logging
 import secrets
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 #: About what a Unix socket takes in one piece.
 BUFFER_BYTES = 128 * KIB
 #: How long to leave new clients waiting when descriptors have run out.
-PAUSE_S = 0.1
+PAUSE_S = 1.0
 #: gRPC's own queue of new connections may be full for a moment: tries, and the time between two.
 CONNECT_TRIES = 200
 CONNECT_PAUSE_S = 0.01
@@ -66,6 +68,7 @@ class Front:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._accepting = False
         self._closed = False
+        self._emptied = asyncio.Event()
 
     def open(self) -> None:
         """Accept from now on."""
@@ -74,10 +77,19 @@ class Front:
             self._loop.add_reader(self._listening, self._accept)
 
     def close(self) -> None:
-        """Accept no more; those who are connected stay."""
+        """Accept no more. Those who are connected stay, unless they have not said a word: gRPC would wait for it."""
         self._pause()
         self._closed = True
         self._listening.close()
+        for client in list(self._clients):
+            if client.inwards is not None and not client.inwards.begun:
+                self._end(client)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Until gRPC has ended every connection, and the last bytes of each are on their way to its client."""
+        if self._clients:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), timeout_s)
 
     def _pause(self) -> None:
         if self._accepting:
@@ -95,9 +107,8 @@ class Front:
                 return
             except ConnectionAbortedError:
                 continue
-            except (
-                OSError
-            ) as error:  # no descriptors: the socket stays readable, and asking again at once helps nobody
+            except OSError as error:
+                # No descriptors. The socket stays readable, and asking again at once would help nobody.
                 log.warning("gRPC: a client has to wait: %s", error)
                 self._pause()
                 self._loop.call_later(PAUSE_S, self.open)
@@ -127,12 +138,9 @@ class Front:
             return
         client.peer = f"unix-abstract:{name}"
         self.uids[client.peer] = client.uid
-        end = self._end_of(client)
-        _Way(self._loop, client.sock, inner, self._buffer, end)
+        end = functools.partial(self._end, client)
+        client.inwards = _Way(self._loop, client.sock, inner, self._buffer, end)
         _Way(self._loop, inner, client.sock, self._buffer, end)
-
-    def _end_of(self, client: _Client) -> Callable[[], None]:
-        return lambda: self._end(client)
 
     def _end(self, client: _Client) -> None:
         if client not in self._clients:
@@ -144,6 +152,8 @@ class Front:
                 self._loop.remove_reader(sock)
                 self._loop.remove_writer(sock)
                 sock.close()
+        if self._closed and not self._clients:
+            self._emptied.set()
         self.open()
 
 
@@ -153,15 +163,16 @@ class _Client:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.inner: socket.socket | None = None
+        self.inwards: _Way | None = None
         self.peer = ""
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.uid: int = _CREDENTIALS.unpack(raw)[1]
 
 
 class _Way:
-    """Bytes from one socket to another."""
+    """Bytes from one socket to another. `begun`: there have been some."""
 
-    __slots__ = ("_buffer", "_end", "_loop", "_rest", "_sink", "_source")
+    __slots__ = ("_buffer", "_end", "_loop", "_rest", "_sink", "_source", "begun")
 
     def __init__(
         self,
@@ -177,6 +188,7 @@ class _Way:
         self._buffer = buffer
         self._end = end
         self._rest = memoryview(b"")
+        self.begun = False
         loop.add_reader(source, self._read)
 
     def _read(self) -> None:
@@ -189,6 +201,7 @@ class _Way:
         if not count:
             self._end()
             return
+        self.begun = True
         sent = self._send(self._buffer[:count])
         if 0 <= sent < count:
             self._rest = memoryview(bytes(self._buffer[sent:count]))

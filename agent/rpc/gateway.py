@@ -32,6 +32,8 @@ log = logging.getLogger("agent.rpc.gateway")  # this module is __main__
 MAX_CALLS = 1024
 #: What a message has beside its tensors. The ceiling proper is the daemon's, and its answer says what to raise.
 _MESSAGE_SLACK_BYTES = MIB
+#: For clients to take the last bytes of their answers.
+_FLUSH_S = 1.0
 
 
 async def serve(listening: socket.socket, options: Options) -> None:
@@ -54,7 +56,8 @@ async def serve(listening: socket.socket, options: Options) -> None:
         ],
     )
     front = Front(listening, str(inner), options.max_connections)
-    server.add_generic_rpc_handlers(Service(link, front.uids).handlers())
+    service = Service(link, front.uids)
+    server.add_generic_rpc_handlers(service.handlers())
     server.add_insecure_port(f"unix:{inner}")
     await server.start()
     front.open()
@@ -62,7 +65,9 @@ async def serve(listening: socket.socket, options: Options) -> None:
     await ended.wait()
     loop.remove_reader(0)
     front.close()
+    service.stop()
     await server.stop(options.drain_s)
+    await front.drain(_FLUSH_S)
     link.close()
 
 

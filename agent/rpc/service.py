@@ -1,33 +1,34 @@
 """The calls: GRPCInferenceService and grpc.health.v1, each passed on to the daemon for whoever made it.
 
-Does: who asks, in which form, with which limit; streams; errors as status codes.
-Leaves out: messages (agent.rpc.codec, agent.rpc.pages), the way to the daemon (agent.rpc.link).
+Does: who asks, in which form, with which limit; errors as status codes, or as messages in a stream.
+Leaves out: messages (agent.rpc.codec, agent.rpc.pages), the order in a stream (agent.rpc.stream), the way to the daemon
+(agent.rpc.link).
 
 Rules
  * Nothing is decided here that the daemon decides: a call is asked in the name of its client's uid.
  * A call that ends early, by its deadline or its caller, ends what it asked of the daemon.
- * In a stream answers come in the order of the requests, and at most STREAM_WINDOW requests are under way: beyond
-   that the stream is not read, and the client's writes wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from msgspec import DecodeError
 
-from agent import tasks
 from agent.rpc import codec
 from agent.rpc.pages import PAGES
 from agent.rpc.schema import HEALTH, INFERENCE
 from agent.rpc.status import abort, text_of
-from skerry.errors import Denied, InternalError, NotFound, SkerryError
+from agent.rpc.stream import Stream
+from skerry.errors import Denied, InternalError, NotFound, SkerryError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from agent.rpc.link import Link
     from agent.rpc.pages import Page
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 
 SERVICE = f"{INFERENCE.package}.GRPCInferenceService"
 HEALTH_SERVICE = f"{HEALTH.package}.Health"
-#: Requests of one stream under way: enough to fill a batch while another runs.
-STREAM_WINDOW = 32
 #: How often the daemon is asked how it is while somebody watches. It has no way to tell by itself.
 WATCH_INTERVAL_S = 1.0
 #: Metadata by which a stream's caller asks for a status instead of messages that carry errors.
@@ -60,6 +59,8 @@ class Service:
         self._link = link
         self._uids = uids
         self._codec = codec.Codec()
+        self._stopping = asyncio.Event()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """What a server needs to serve them."""
@@ -83,6 +84,12 @@ class Service:
             grpc.method_handlers_generic_handler(SERVICE, methods),
             grpc.method_handlers_generic_handler(HEALTH_SERVICE, health),
         )
+
+    def stop(self) -> None:
+        """Read no more requests from streams, and let nobody watch any longer; what is under way goes on."""
+        self._stopping.set()
+        for stream in self._streams:
+            stream.stop()
 
     def _guarded(
         self, call: Callable[[Any, Context], Awaitable[Any]]
@@ -120,43 +127,26 @@ class Service:
             raise InternalError(f"daemon: expected an answer of the protocol's form, got {error}") from error
 
     async def _stream_infer(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        wants_status = _STATUS_WANTED in [(key, value) for key, value in context.invocation_metadata() or ()]
         try:
             uid = self._uid(context)
         except SkerryError as denied:
             await abort(context, denied)
             return
-        wants_status = _STATUS_WANTED in [(key, value) for key, value in context.invocation_metadata() or ()]
-        # One more is being awaited, and one waits to be put in.
-        under_way: asyncio.Queue[asyncio.Task[bytes | SkerryError] | None] = asyncio.Queue(STREAM_WINDOW - 2)
-        started: set[asyncio.Task[bytes | SkerryError]] = set()
-
-        def answer_to(message: bytes) -> Coroutine[Any, Any, bytes | SkerryError]:
-            return self._in_stream(message, context.time_remaining(), uid, wants_status=wants_status)
-
-        async def read() -> None:
-            async for message in messages:
-                task = tasks.spawn(answer_to(message), "request of a gRPC stream")
-                started.add(task)
-                task.add_done_callback(started.discard)
-                await under_way.put(task)
-            await under_way.put(None)
-
-        reader = tasks.spawn(read(), "reader of a gRPC stream")
-        error = None
-        try:
-            while error is None and (task := await under_way.get()) is not None:
-                answer = await task
+        error: SkerryError | None = None
+        stream = Stream(
+            lambda message: self._in_stream(message, context.time_remaining(), uid, wants_status=wants_status)
+        )
+        self._streams.add(stream)
+        async with contextlib.aclosing(stream.answers(messages)) as answers:
+            async for answer in answers:
                 if isinstance(answer, SkerryError):
                     error = answer
-                else:
-                    yield answer
-        finally:
-            reader.cancel()
-            for other in list(started):
-                other.cancel()
+                    break
+                yield answer
+        if error is None and self._stopping.is_set():
+            error = Unavailable("gRPC stream: the daemon stops")
         if error is not None:
-            # Nobody may be reading from a call that is aborted.
-            await asyncio.wait([reader])
             await abort(context, error)
 
     async def _in_stream(
@@ -203,7 +193,7 @@ class Service:
     async def _watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401 - see Schema
         known = request.service in {"", SERVICE}
         last = None
-        while True:
+        while not self._stopping.is_set():
             try:
                 status = await self._serving(context) if known else int(_CHECKED.SERVICE_UNKNOWN)
             except SkerryError as error:
@@ -212,7 +202,9 @@ class Service:
             if status != last:
                 yield _CHECKED(status=status)
                 last = status
-            await asyncio.sleep(WATCH_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), WATCH_INTERVAL_S)
+        yield _CHECKED(status=_CHECKED.NOT_SERVING)
 
     # -- pages
 

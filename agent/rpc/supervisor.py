@@ -28,6 +28,7 @@ import msgspec
 from agent import tasks
 from providers.launcher import describe_exit, watch
 from skerry.errors import ConfigError
+from skerry.terms import KIB
 
 if TYPE_CHECKING:
     import socket
@@ -44,6 +45,8 @@ LIVED_S = 60.0
 #: Beyond the time that calls get to end.
 STOP_GRACE_S = 2.0
 BACKLOG = 1024
+#: What large tensors took goes back to the system: after some of 16 MB 73 MB stayed instead of 112.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(256 * KIB)}
 
 
 def is_wanted(enabled: str) -> bool:
@@ -156,6 +159,7 @@ class Gateway:
             [sys.executable, "-P", "-m", "agent.rpc.gateway", str(descriptor), str(os.getpid()), options],
             pass_fds=[descriptor],
             stdin=subprocess.PIPE,
+            env={**os.environ, **_ENVIRONMENT},
         )
         self._starts += 1
         self._child, self._exited = child, watch(child)

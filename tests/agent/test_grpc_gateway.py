@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import zoo
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from node import read_response, temporary_node
 from rpc import address, channel, connected, gateway, number, tensor
 from traffic import HANGS_S, family, gone, until
@@ -159,6 +161,37 @@ def test_a_call_under_way_ends_before_the_daemon_does(node):
     result, error = answered[0]
     assert error is None
     assert result.as_numpy("output")[0] == 30_000
+
+
+def test_streams_and_watchers_that_wait_do_not_hold_up_the_stop(node):
+    """A stop that waited for them would take all of `inference.drain`."""
+    node.configure("inference: {drain: 1h}\n")
+    node.start()
+    over = threading.Event()
+
+    def requests():
+        yield plus()
+        over.wait(HANGS_S)
+
+    with channel(node) as found, socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(address(node).removeprefix("unix:"))
+        calls = service_pb2_grpc.GRPCInferenceServiceStub(found).ModelStreamInfer(requests())
+        assert not next(calls).error_message
+        watch = health_pb2_grpc.HealthStub(found).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        assert node.stop() == 0
+        assert [answer.status for answer in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+        with pytest.raises(grpc.RpcError) as caught:
+            next(calls)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        over.set()
+    assert "Traceback" not in node.log.read_text()
+
+
+def plus():
+    request = service_pb2.ModelInferRequest(model_name="ten")
+    request.inputs.add(name="input", datatype="FP32", shape=[1, 1]).contents.fp32_contents.append(1)
+    return request
 
 
 def running(node):
