@@ -62,13 +62,16 @@ class Plan:
         "answer_layout",
         "binary_bytes",
         "cache_prefix",
+        "cached_json",
+        "cached_layout",
         "form",
         "has_bytes",
+        "header",
         "inferences",
         "layout",
+        "lendable",
         "parameters",
         "priority",
-        "request_id",
         "tail",
         "timeout_s",
         "total_bytes",
@@ -85,13 +88,16 @@ class Plan:
         self.tail = inputs.tail
         self.total_bytes = binary_bytes + len(inputs.tail)
         self.has_bytes = any(view.datatype == "BYTES" for view in inputs.views)
-        self.request_id = request.id
+        self.header: oip.Header | None = None  # under which it is remembered
+        self.lendable = True  # no worker has failed at such a request on a lent connection
         self.timeout_s = _timeout_s(request.parameters, version.timeout_s)
         self.priority = _priority(request.parameters)
         self.cache_prefix: dict[str, tuple[bytes, tuple[TensorView, ...]]] = {}  # by scope
         self.parameters: dict[str, Any] = {}  # of the answer
         self.answer_layout: ResultLayout | None = None
         self.answer_json = b""
+        self.cached_layout: tuple[TensorView, ...] | None = None
+        self.cached_json = b""
 
 
 class Client(Protocol):
@@ -148,6 +154,11 @@ class Exchange(Job):
         version: what answers; a lease is held until the end.
         loop: the event loop.
         client: is told how it ended.
+
+    Attributes:
+        version: who answers it.
+        plan: what its JSON says; there once the request has started.
+        request_id: its own, or empty.
     """
 
     __slots__ = (
@@ -158,8 +169,9 @@ class Exchange(Job):
         "_instance",
         "_key",
         "_loop",
-        "_plan",
         "_submitted",
+        "plan",
+        "request_id",
         "version",
     )
 
@@ -174,6 +186,7 @@ class Exchange(Job):
         self._done: wire.Done | None = None  # no run: answered from the cache, or not at all
         self._submitted = False
         self._key: bytes | None = None
+        self.request_id = ""
         version.acquire()
 
     # -- receiving
@@ -233,7 +246,7 @@ class Exchange(Job):
             )
         binary = body[header_bytes:]
         plan = self._plan_for(bytes(body[:header_bytes]), len(binary))
-        self._plan = plan
+        self.plan = plan
         if plan.has_bytes:
             _check_bytes(plan, binary)
         if (
@@ -271,16 +284,25 @@ class Exchange(Job):
         instance.submit(self)
         self._submitted = True
 
-    def _plan_for(self, header: bytes, binary_bytes: int) -> Plan:
+    def _plan_for(self, json: bytes, binary_bytes: int) -> Plan:
         version = self.version
-        plan = version.plans.get(header)
-        if plan is not None and plan.binary_bytes == binary_bytes:
-            return plan
-        plan = self._make_plan(header, binary_bytes)
-        # A header with an id is never seen again, and one with data is its own tensor.
-        if plan.request_id is None and not plan.tail and 0 < len(header) <= MAX_PLANNED_HEADER_BYTES:
+        header, request_id = oip.cut_id(json)
+        if header is not None:
+            plan = version.plans.get(header)
+            if plan is not None and plan.binary_bytes == binary_bytes:
+                self.request_id = request_id
+                return plan
+        plan = self._make_plan(json, binary_bytes)
+        # One with data is its own tensor, and will not be seen again.
+        if (
+            header is not None
+            and request_id == self.request_id
+            and not plan.tail
+            and 0 < len(json) <= MAX_PLANNED_HEADER_BYTES
+        ):
             if len(version.plans) >= MAX_PLANS:
                 version.plans.clear()
+            plan.header = header
             version.plans[header] = plan
         return plan
 
@@ -293,6 +315,7 @@ class Exchange(Job):
             view = oip.sole_input(version.label, version.inputs, binary_bytes)
             request = oip.InferRequest([], parameters={"binary_data_output": True})
             inputs = oip.Inputs((view,), b"")
+        self.request_id = request.id or ""
         return Plan(version, request, inputs, binary_bytes)
 
     def _answer_from(self, cache: OutputCache, plan: Plan, binary: memoryview, scope: str) -> bool:
@@ -315,16 +338,21 @@ class Exchange(Job):
             return False
         stats.cache_hits += 1
         stats.cache_hit_us += looked_us
-        json, parts = oip.encode_response(
-            version.name,
-            version.number_text,
-            found.layout,
-            memoryview(found.payload),
-            plan.form,
-            request_id=plan.request_id,
-            parameters=plan.parameters | {"cached": True},
-            labels=version.entry.manifest.classes,
-        )
+        payload = memoryview(found.payload)
+        if found.layout is plan.cached_layout:
+            json, parts = plan.cached_json, [payload]
+        else:
+            json, parts = oip.encode_response(
+                version.name,
+                version.number_text,
+                found.layout,
+                payload,
+                plan.form,
+                parameters=plan.parameters | {"cached": True},
+                labels=version.entry.manifest.classes,
+            )
+            if _is_all_binary(plan, parts, found.layout):
+                plan.cached_layout, plan.cached_json = found.layout, json
         self._succeed(json, parts)
         return True
 
@@ -342,7 +370,7 @@ class Exchange(Job):
     def on_result(self, memory: memoryview, at: int, layout: ResultLayout, done: wire.Done) -> None:
         """The run is over. See Job."""
         version = self.version
-        plan = self._plan
+        plan = self.plan
         stats = version.stats
         self._done = done
         if done[2]:
@@ -382,15 +410,13 @@ class Exchange(Job):
                 layout.tensors,
                 payload,
                 plan.form,
-                request_id=plan.request_id,
                 parameters=plan.parameters,
                 labels=version.entry.manifest.classes,
             )
         except SkerryError as error:
             self._fail(error)
             return
-        if len(parts) == len(layout.tensors) and plan.request_id is None and not plan.form.classes:
-            # All of it is binary and lies in one piece: next time nothing is left to encode.
+        if _is_all_binary(plan, parts, layout.tensors):
             plan.answer_layout, plan.answer_json = layout, json
         self._succeed(json, parts)
 
@@ -402,7 +428,7 @@ class Exchange(Job):
         stats.latency.record(took_us)
         if self._done is not None:
             _, _, _, input_ns, infer_ns, output_ns = self._done
-            stats.inference_count += self._plan.inferences
+            stats.inference_count += self.plan.inferences
             # Rounded: cut off, a step of less than a microsecond would never count.
             stats.compute_input_us += (input_ns + 500) // 1000
             stats.compute_infer_us += (infer_ns + 500) // 1000
@@ -410,6 +436,8 @@ class Exchange(Job):
             stats.queue_us += max(0, took_us - (input_ns + infer_ns + output_ns) // 1000)
         client = self._client
         assert client is not None  # noqa: S101 - an abandoned exchange does not come here
+        if self.request_id:
+            json = oip.with_id(json, self.request_id)
         client.answer(json, parts, self._let_go)
 
     def _fail(self, error: SkerryError) -> None:
@@ -435,6 +463,11 @@ class Exchange(Job):
         if self._instance is not None and self._block >= 0:
             self._instance.area.give(self._block)
             self._block = -1
+
+
+def _is_all_binary(plan: Plan, parts: list[memoryview], outputs: tuple[TensorView, ...]) -> bool:
+    """Whether the payload goes out as it lies: next time nothing is left to encode."""
+    return len(parts) == len(outputs) and not plan.form.classes
 
 
 def _is_answer_to(plan: Plan, version: Version, layout: ResultLayout) -> bool:

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 MAX_DEFAULT_THREADS = 4
 #: A load that takes longer no longer keeps others waiting: most take a tenth of a second.
 LONG_LOAD_S = 2.0
+#: What takes longer gains nothing from a lent connection.
+QUICK_BELOW_US = 200.0
 
 
 @contextlib.contextmanager
@@ -190,6 +192,9 @@ class Loader:
         version.timeout_s = min(manifest.limits.timeout_s, config.inference.timeout_s)
         version.plans.clear()
         version.max_batch = proof.max_batch
+        version.quick = (
+            proof.runners == 1 and proof.median_us is not None and proof.median_us < QUICK_BELOW_US
+        )
         version.instance = instance
         instance.attach(worker.process, worker.channels, proof)
         return ""
@@ -211,6 +216,7 @@ class Loader:
 
     def end(self, version: Version) -> None:
         """Let go of what runs of a version; its memory goes back to the system."""
+        version.tally()
         instance, version.instance = version.instance, None
         version.plans.clear()
         if instance is not None:

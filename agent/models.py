@@ -151,6 +151,10 @@ class ModelTable:
             raise NotFound(f"model {name!r}: expected one of its versions {sorted(versions)}, got {number}")
         return versions[number]
 
+    def serves(self, version: Version) -> bool:
+        """Whether this one answers to its name alone."""
+        return self._serving.get(version.name) is version
+
     def all(self) -> list[Version]:
         """Every version of every model, by name and number."""
         return [
@@ -183,6 +187,12 @@ class ModelTable:
                 version.instance.queue_limit = config.inference.queue
                 version.instance.kill_grace_s = config.workers.kill_grace_s
         self._residency.reconfigure()
+        self.recall()
+
+    def recall(self) -> None:
+        """Have all connections back that workers were lent: what is in force has changed."""
+        for version in self.all():
+            version.recall()
 
     # -- following the registry
 
@@ -259,11 +269,18 @@ class ModelTable:
         for version in chosen:
             if await self._is_up(version, woken=version in wake) and name not in self._unloaded:
                 if not up:
-                    self._serving[name] = version
+                    self._serve(version)
                 up.append(version)
             if policy.latest and len(up) >= policy.latest:
                 break
         return up
+
+    def _serve(self, version: Version) -> None:
+        """From now on this one answers to the name alone."""
+        before = self._serving.get(version.name)
+        self._serving[version.name] = version
+        if before is not None and before is not version:
+            before.recall()  # now: whoever has heard of the new version must not meet the old one
 
     def _leave_out(self, version: Version, reason: str) -> None:
         """The policy does not want it: it leaves memory, and does not come back by itself."""
@@ -376,6 +393,7 @@ class ModelTable:
     def _retire(self, version: Version, reason: str) -> None:
         if version.state in _UP:
             version.step(Event.UNLOAD, reason)
+            version.recall()
             task = tasks.spawn(self._drain(version, reason), f"unload {version.label}")
             self._leaving[version] = task
             task.add_done_callback(lambda _: self._leaving.pop(version))

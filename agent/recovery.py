@@ -153,6 +153,7 @@ class Recovery:
         log.error("model %s is out of service: %s", version.label, reason)
         version.step(Event.FAILED, reason)
         version.crashes.clear()
+        version.tally()
         instance, version.instance = version.instance, None
         if instance is not None:
             instance.fail_all(version.unavailable())

@@ -105,6 +105,14 @@ class Ipc(Section, frozen=True):
     idle_timeout_s: Annotated[
         float, _key("a connection without a request is closed after this", reload=True, ge=1, le=_DAY_S)
     ] = 300.0
+    lend: Annotated[
+        bool,
+        _key(
+            "lend the connection of a client that repeats one request to the worker of a quick model, which then"
+            " answers by itself",
+            reload=True,
+        ),
+    ] = True
 
 
 class Grpc(Section, frozen=True):

@@ -7,57 +7,16 @@ Leaves out: the text format (agent.metrics).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.clock import wall
+from providers.histogram import Histogram
 
-#: Sub-buckets per power of two: quantiles are right to about 6 %.
-_SUB_BITS = 3
-_SUB = 1 << _SUB_BITS
-#: From 1 us up to 2^40 us (12 days).
-_BUCKETS = 40 << _SUB_BITS
+if TYPE_CHECKING:
+    from providers.lending import Tally
+
 #: Sizes of batches that are told apart; clients choose how many rows they send. Further ones count as a power of two.
 MAX_BATCH_SIZES = 256
-
-
-class Histogram:
-    """Durations in logarithmic buckets: recording costs one shift and one addition, memory is fixed."""
-
-    __slots__ = ("_counts", "count")
-
-    def __init__(self) -> None:
-        self._counts = [0] * _BUCKETS
-        self.count = 0
-
-    def record(self, duration_us: int) -> None:
-        """Count one duration."""
-        bits = duration_us.bit_length()
-        if bits <= _SUB_BITS:
-            index = duration_us
-        else:
-            shift = bits - _SUB_BITS - 1
-            index = (shift << _SUB_BITS) + (duration_us >> shift)
-        self._counts[min(index, _BUCKETS - 1)] += 1
-        self.count += 1
-
-    def quantile_us(self, q: float) -> float | None:
-        """The duration below which a share `q` of all lies; None if nothing was recorded."""
-        if not self.count:
-            return None
-        rank = q * self.count
-        seen = 0
-        for index, count in enumerate(self._counts):
-            seen += count
-            if count and seen >= rank:
-                return _middle_us(index)
-        return _middle_us(_BUCKETS - 1)
-
-
-def _middle_us(index: int) -> float:
-    if index < 2 * _SUB:
-        return float(index)
-    shift = (index >> _SUB_BITS) - 1
-    low = ((index & (_SUB - 1)) + _SUB) << shift
-    return low + (1 << shift) / 2
 
 
 @dataclass(slots=True)
@@ -135,16 +94,31 @@ class Statistics:
         """All that came."""
         return self.success + self.failures
 
+    def add_lent(self, tally: Tally) -> None:
+        """Count what a worker has answered on connections that it was lent: each a run of its own, at once."""
+        self.success += tally.requests
+        self.inference_count += tally.rows
+        self.execution_count += tally.requests
+        self.last_inference_ms = int(wall() * 1000)
+        self.request_us += tally.request_ns // 1000
+        self.compute_infer_us += tally.run_ns // 1000
+        self.latency.add(tally.buckets)
+        # By their mean size: clients of one model seldom differ, and a count for each would cost every request.
+        stat = self._batch_of(tally.rows // tally.requests)
+        stat.count += tally.requests
+        stat.compute_infer_ns += tally.run_ns
+
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count one run of the model over so many rows, and what it took around and in ONNX Runtime."""
         self.execution_count += 1
         self.last_inference_ms = int(wall() * 1000)
-        stat = self.batches.get(rows)
-        if stat is None:
-            if len(self.batches) >= MAX_BATCH_SIZES:
-                rows = 1 << (rows.bit_length() - 1)
-            stat = self.batches.setdefault(rows, BatchStat())
+        stat = self.batches.get(rows) or self._batch_of(rows)
         stat.count += 1
         stat.compute_input_ns += input_ns
         stat.compute_infer_ns += infer_ns
         stat.compute_output_ns += output_ns
+
+    def _batch_of(self, rows: int) -> BatchStat:
+        if rows not in self.batches and len(self.batches) >= MAX_BATCH_SIZES:
+            rows = 1 << (rows.bit_length() - 1)
+        return self.batches.setdefault(rows, BatchStat())

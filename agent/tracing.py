@@ -190,8 +190,6 @@ class TracedExchange(Exchange):
         self._tell((("QUEUE_START", self._queued_ns),))
 
     def _tell(self, inner: tuple[tuple[str, int], ...]) -> None:
-        plan = getattr(self, "_plan", None)  # there is none if the request was refused before
-        request_id = (plan.request_id or "") if plan is not None else ""
         stamps = (("REQUEST_START", self._begun_ns), *inner, ("REQUEST_END", time.perf_counter_ns()))
         version = self.version
-        self._keep(Trace(version.name, version.number, request_id[:MAX_ID_CHARACTERS], stamps))
+        self._keep(Trace(version.name, version.number, self.request_id[:MAX_ID_CHARACTERS], stamps))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agent.infer import Plan
     from providers.instance import Instance
     from providers.ranking import EpDevice
+    from skerry.oip import Header
     from skerry.terms import TensorSpec, TensorView
     from store.listing import Entry
 
@@ -67,7 +68,7 @@ class Version:
         self.device: EpDevice | None = None
         self.max_batch = 1  # rows of one run; more than 1 is proven
         self.stats = Statistics()
-        self.plans: dict[bytes, Plan] = {}
+        self.plans: dict[Header, Plan] = {}
         self._layouts: dict[tuple[tuple[TensorView, ...], tuple[str, ...]], RequestLayout] = {}
         self.room_bytes = FIRST_ROOM_BYTES
         self.crashes: list[float] = []
@@ -83,6 +84,7 @@ class Version:
             0  # what unloading it gives back, when it was last measured; kept while it is unloaded
         )
         self.used_ns = 0  # when the last request began or it was loaded, on time.perf_counter_ns
+        self.quick = False  # its worker may be lent connections
         self._remember = remember
         self._fallbacks = fallbacks if entry.manifest.fallback else None
         self._leases = 0
@@ -110,6 +112,23 @@ class Version:
     def leases(self) -> int:
         """Requests in progress."""
         return self._leases
+
+    @property
+    def lends(self) -> bool:
+        """Whether its worker may be lent connections now."""
+        return self.quick and self.state is State.READY and self.cache_policy is None
+
+    def tally(self) -> Statistics:
+        """The counters, with what was answered on lent connections up to now."""
+        told = self.instance.lending.tally() if self.instance is not None else None
+        if told is not None:
+            self.stats.add_lent(told)
+        return self.stats
+
+    def recall(self) -> None:
+        """Have the connections back that its worker was lent."""
+        if self.instance is not None:
+            self.instance.lending.recall()
 
     def acquire(self) -> None:
         """Take a lease: the version stays loaded until it is released."""

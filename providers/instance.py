@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from providers import sends, wire
 from providers.area import Area
 from providers.launcher import CUT_OFF, describe_exit
+from providers.lending import Lending
 from providers.link import Link
 from providers.queue import Queue
 from providers.scale import Scale
@@ -42,6 +43,7 @@ from skerry.errors import (
 )
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from providers.job import Job
@@ -85,6 +87,7 @@ class Instance:
         self._max_delay_s = max_delay_s
         self._loop = asyncio.get_running_loop()
         self.area = Area(label)
+        self.lending = Lending(label, self.area, self)
         self._seq = 0
         self._queue = Queue()
         self._under_way: dict[int, Job] = {}
@@ -121,6 +124,8 @@ class Instance:
         Raises:
             Overloaded: the queue is full, and nobody has more than a fair share of it.
         """
+        if self.lending:
+            self.lending.make_way(job.owner)
         under_way = self._under_way
         job.stopped = False
         link = self._link
@@ -188,6 +193,7 @@ class Instance:
         if self._timer is not None:
             self._timer.cancel()
         self.fail_all(ExecutionFailed(f"model {self.label} was unloaded"))
+        self.lending.close()
         self.area.close()
 
     def fail_all(self, error: SkerryError) -> None:
@@ -197,6 +203,7 @@ class Instance:
             job.on_error(error)
         for job in self._queue.clear():
             job.on_error(error)
+        self.lending.on_lost(error)
 
     # -- sending
 
@@ -300,10 +307,16 @@ class Instance:
                     if done[2] > 1 or not seq % _SAMPLED:
                         self._learn(link, job, done)
                     job.on_result(self.area.memory, job.room, layout, done)
-            elif kind == wire.LAYOUT:
-                link.learn(content)
             else:
-                self._on_error(wire.decode_failure(content))
+                self._hear_other(link, kind, content)
+
+    def _hear_other(self, link: Link, kind: int, content: memoryview) -> None:
+        if kind == wire.LAYOUT:
+            link.learn(content)
+        elif kind == wire.RETURN:
+            self.lending.on_returned(wire.decode_returned(content))
+        else:
+            self._on_error(wire.decode_failure(content))
 
     def _learn(self, link: Link, job: Job, done: wire.Done) -> None:
         """What a run has cost; of a batch, the first of it tells, and has all the rows."""
@@ -323,7 +336,7 @@ class Instance:
         if job is None:
             return
         if job.stopped:
-            job.on_error(self._late())
+            job.on_error(self.late())
         elif failure.kind == "invalid":
             job.on_error(InvalidRequest(f"model {self.label}: {failure.message}", failure.hint))
         else:
@@ -353,7 +366,8 @@ class Instance:
 
     # -- deadlines
 
-    def _late(self) -> DeadlineExceeded:
+    def late(self) -> DeadlineExceeded:
+        """What a request gets whose run was stopped."""
         return DeadlineExceeded(
             f"model {self.label}: the request's time ran out and the run was stopped",
             "give the request more time, or raise limits.timeout in the model's manifest",
@@ -379,7 +393,7 @@ class Instance:
             for job in overdue:
                 self._stop(job)
                 if job.seq not in alone:  # what is before it or beside it may take long
-                    job.on_late(self._late())
+                    job.on_late(self.late())
         waiting = [earliest, self._check_stopped(now)]
         waiting += [job.deadline for job in self._under_way.values() if not job.stopped]
         if (when := min(waiting)) < math.inf:
@@ -412,8 +426,7 @@ class Instance:
         look_s = min(self._stuck.values()) + self.kill_grace_s
         if look_s <= now:
             log.error("model %s: a stopped run does not stop; its worker is killed", self.label)
-            self._overdue = True
-            self._kill()
+            self.cut_off()
             return math.inf
         return look_s
 
@@ -427,9 +440,27 @@ class Instance:
         if self._link is not None:
             self._link.cancel(job.seq)
 
+    # -- lent connections (providers.lending.Worker)
+
+    def write(self, frame: bytes) -> None:
+        """Send the worker a frame."""
+        if self._link is not None:
+            self._link.write(frame)
+
+    def hand(self, sock: socket.socket) -> bool:
+        """Send the worker a copy of this descriptor; False if that cannot be done now."""
+        return self._link is not None and self._link.hand(sock)
+
+    def cancel_run(self, seq: int) -> None:
+        """Tell the worker to stop this run."""
+        if self._link is not None:
+            self._link.cancel(seq)
+
     # -- the worker's end
 
-    def _kill(self) -> None:
+    def cut_off(self) -> None:
+        """Kill the worker because a run does not stop; that is not held against the model."""
+        self._overdue = True
         if self._link is not None:
             self._link.process.kill()
 
@@ -445,5 +476,6 @@ class Instance:
         )
         for job in list(self._under_way.values()):
             self._finish(job.seq)
-            job.on_error(self._late() if job.stopped else crash)
+            job.on_error(self.late() if job.stopped else crash)
+        self.lending.on_lost(self.late() if self._overdue else crash)
         self._on_lost(CUT_OFF if self._overdue else status)

@@ -131,6 +131,14 @@ class Link:
         except OSError:  # full or gone: the grace period decides
             log.debug("model %s: cancel of %d was not delivered", self._label, seq)
 
+    def hand(self, sock: socket.socket) -> bool:
+        """Send a copy of this descriptor; False if that cannot be done now."""
+        try:
+            socket.send_fds(self.channels.control, [wire.CONNECTION], [sock.fileno()])
+        except OSError:  # full, or gone
+            return False
+        return True
+
     # -- from the worker
 
     def read(self) -> list[tuple[int, memoryview]] | None:

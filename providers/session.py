@@ -16,6 +16,7 @@ Source: https://onnxruntime.ai/docs/api/python/api_summary.html
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +29,7 @@ from skerry.errors import ExecutionFailed, Unsupported
 from skerry.terms import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from providers.arrays import Array
     from providers.ranking import EpDevice
@@ -102,10 +103,10 @@ class Session:
         Unsupported: an input or output is something the protocol has no datatype for.
     """
 
-    __slots__ = ("inputs", "nodes_placed", "nodes_total", "outputs", "placement", "run")
+    __slots__ = ("_session", "inputs", "nodes_placed", "nodes_total", "outputs", "placement", "run")
 
     def __init__(self, model_path: str, device: EpDevice, threads: int) -> None:
-        session = _create(model_path, device, threads)
+        session = self._session = _create(model_path, device, threads)
         self.inputs = tuple(_spec("input", declared) for declared in session.get_inputs())
         self.outputs = tuple(_spec("output", declared) for declared in session.get_outputs())
         placement = _placement(session)
@@ -126,6 +127,28 @@ class Session:
             self.run = _Bf16Run(
                 session, frozenset(spec.name for spec in self.inputs if spec.datatype == "BF16")
             )
+
+    def bind(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> Callable[[object | None], None]:
+        """A run that reads and writes the same memory every time, which saves a third of a tiny model's run.
+
+        Args:
+            inputs: every input -> array of the CPU's memory, C order; not BYTES, not BF16.
+            outputs: wanted outputs -> arrays to be filled, likewise; their shapes must be what the run yields.
+                The memory behind all of them must stay for as long as the run is used; the arrays need not.
+
+        Returns: takes onnxruntime.RunOptions or None; raises what ONNX Runtime raises.
+        """
+        from onnxruntime import OrtValue  # noqa: PLC0415 - see the module's rules
+
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+        # Past the public wrapper for the same reason as in `run`.
+        return functools.partial(self._session._sess.run_with_iobinding, binding._iobinding)  # noqa: SLF001
 
 
 class _Bf16Run:

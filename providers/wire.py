@@ -15,6 +15,9 @@ Two pipes, because writing and reading one costs a third of what a socket costs:
     worker -> daemon   LAYOUT    the same for outputs
     worker -> daemon   DONE      any number of (seq, layout, what the run took)
     worker -> daemon   ERROR     one request failed; the worker lives on
+    daemon -> worker   LEND      a client's connection, whose descriptor comes through the control socket
+    daemon -> worker   RECALL    give every lent connection back
+    worker -> daemon   RETURN    one lent connection, with what was read of it and not answered
 
 A frame is a kind, its length and its content, and is never larger than the pipe, so that one write takes all
 of it. A dead peer reads as the end of the file.
@@ -23,7 +26,8 @@ The control socket (SOCK_SEQPACKET) carries what comes before, must not wait, or
 
     daemon -> worker   spec      once, first
     worker -> daemon   READY or FAILED
-    daemon -> worker   CANCEL    read by a thread of its own while a run is in progress
+    daemon -> worker   CANCEL    read by a thread of its own while a run is in progress; a descriptor that
+                                 comes along instead is the connection of the next LEND
     worker -> daemon   OVERSIZE  the outputs did not fit; a descriptor that holds them comes along
 """
 
@@ -46,6 +50,9 @@ DONE = 3
 ERROR = 4
 ALONE = 5
 BATCH = 6
+LEND = 7
+RECALL = 8
+RETURN = 9
 
 #: kind, bytes that follow
 FRAME = struct.Struct("<II")
@@ -58,6 +65,10 @@ DONE_RECORD = struct.Struct("<QIIQQQ")
 Done = tuple[int, int, int, int, int, int]
 #: seq
 CANCEL_RECORD = struct.Struct("<Q")
+#: What a connection's descriptor comes along with.
+CONNECTION = b"c"
+#: The seq that stands for the run on a lent connection; requests are numbered from 1.
+CANCEL_LENT = 0
 
 #: Packets stay well below the kernel's default socket buffer (208 KiB).
 MAX_PACKET_BYTES = 128 * KIB
@@ -165,6 +176,39 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
     outputs: tuple[str, ...] = ()  # requested outputs in order; empty: all
 
 
+class Loan(msgspec.Struct, frozen=True, array_like=True):
+    """A connection that the worker is lent, and the one form of request that it may answer there.
+
+    A request is `head`, an id of `id_bytes` printable characters, `tail` and then `inputs`; its answer is
+    `answer[0]`, the same id, `answer[1]` and then `outputs`. Offsets count from the end of the tail, and of
+    `answer[1]`. `board` is where in the area the worker keeps account (providers.board), `rows` what
+    a request counts there.
+    """
+
+    board: int
+    slot: int
+    rows: int
+    head: bytes
+    id_bytes: int
+    tail: bytes
+    inputs: tuple[TensorView, ...]
+    answer: tuple[bytes, bytes]
+    outputs: tuple[TensorView, ...]
+
+
+class Returned(msgspec.Struct, frozen=True, array_like=True):
+    """A lent connection comes back.
+
+    `unread` was received and not answered; `unsent` is the rest of an answer that the client does not take.
+    `failed` says that a request of this form could not be run there, so that it is not lent again.
+    """
+
+    slot: int
+    unread: bytes = b""
+    unsent: bytes = b""
+    failed: bool = False
+
+
 class Oversize(msgspec.Struct, frozen=True, array_like=True):
     """An answer that outgrew its room: the descriptor sent along holds it from offset 0.
 
@@ -182,6 +226,8 @@ decode_spec = msgspec.msgpack.Decoder(Spec).decode
 decode_proof = msgspec.msgpack.Decoder(Proof).decode
 decode_failure = msgspec.msgpack.Decoder(Failure).decode
 decode_layout = msgspec.msgpack.Decoder(Layout).decode
+decode_loan = msgspec.msgpack.Decoder(Loan).decode
+decode_returned = msgspec.msgpack.Decoder(Returned).decode
 decode_oversize = msgspec.msgpack.Decoder(Oversize).decode
 
 

@@ -16,12 +16,14 @@ from __future__ import annotations
 import collections
 import mmap
 import os
+import queue
 import socket
 import sys
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from providers import prove, sandbox, wire
+from providers import board, prove, sandbox, wire
+from providers.loans import Loans
 from providers.runner import Common, Prepared, Runner
 from skerry.errors import TooLarge
 
@@ -92,6 +94,8 @@ class Desk:
         self._reader = wire.FrameReader()
         self._frames: collections.deque[_Frame] = collections.deque()
         self._layouts: dict[int, Prepared] = {}
+        self._loans: Loans | None = None  # made with the first connection that is lent
+        self._lent: queue.SimpleQueue[int] = queue.SimpleQueue()  # descriptors, in the order of their LEND
         share = wire.MAX_LAYOUTS // runners
         self.runners = [Runner(common, range(i * share, (i + 1) * share)) for i in range(runners)]
 
@@ -122,6 +126,8 @@ class Desk:
         with self._reading:
             frames = self._frames
             while not frames:
+                if self._loans:
+                    self._loans.serve()
                 data = os.read(self._requests_fd, wire.READ_BYTES)
                 if not data:
                     return None
@@ -136,13 +142,37 @@ class Desk:
                 layout = wire.decode_layout(content)
                 # A new dict: frames that came before, and may still wait, keep the meaning of their numbers.
                 self._layouts = {**self._layouts, layout.number: Prepared(layout, self._common.datatypes)}
+            elif kind == wire.LEND:
+                self._borrow(wire.decode_loan(content))
+            elif kind == wire.RECALL:
+                if self._loans is not None:
+                    self._loans.return_all()
             else:
                 self._frames.append((kind, content, self._layouts))
 
+    def _borrow(self, loan: wire.Loan) -> None:
+        """Take a client's connection. Only where there is one runner: others would not wait for its requests."""
+        common = self._common
+        if self._loans is None:
+            cells = common.memory[loan.board : loan.board + board.BYTES].cast("Q")
+            self._loans = Loans(common.session, self._requests_fd, cells, common.send, common.new_options)
+        self._loans.add(loan, self._lent.get())
+
     def _listen(self) -> None:
-        """The control thread: stop the run that the daemon names, or keep it from beginning."""
-        while packet := self._common.control.recv(64):
+        """The control thread: stop the run that the daemon names, or keep it from beginning; take descriptors."""
+        while True:
+            packet, descriptors, _, _ = socket.recv_fds(self._common.control, 64, 1)
+            if packet == wire.CONNECTION:
+                # Without room for one more descriptor, the packet comes alone.
+                self._lent.put(descriptors[0] if descriptors else -1)
+                continue
+            if not packet:
+                return
             (seq,) = wire.CANCEL_RECORD.unpack(packet)
+            if seq == wire.CANCEL_LENT:
+                if self._loans is not None:
+                    self._loans.stop()
+                continue
             self._common.cancelled.add(seq)
             for runner in self.runners:
                 runner.cancel()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import array
 import math
+import re
 import struct
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -467,7 +468,6 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
     payload: memoryview,
     form: Format,
     *,
-    request_id: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[bytes, list[memoryview]]:
@@ -479,7 +479,6 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
         views: the outputs, offsets into `payload`.
         payload: borrowed; the returned views keep it alive.
         form: from `response_format`.
-        request_id: echoed if the request had one.
         parameters: of the answer as a whole.
         labels: output -> the names of its classes, from 0 on.
 
@@ -506,9 +505,41 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
         else:
             described["data"] = decode_data(view, raw)
         outputs.append(described)
-    answer: dict[str, Any] = {} if not request_id else {"id": request_id}
-    answer |= {"model_name": model, "model_version": version}
+    answer: dict[str, Any] = {"model_name": model, "model_version": version}
     if parameters:
         answer["parameters"] = parameters
     answer["outputs"] = outputs
     return _encode(answer), parts
+
+
+def with_id(json: bytes, request_id: str) -> bytes:
+    """The JSON of an answer with the request's id in front; an empty id is left out, as in Triton."""
+    return b"".join((b'{"id":', _encode(request_id), b",", json[1:])) if request_id else json
+
+
+class Header(NamedTuple):
+    """The JSON of a request with a hole where its id was: requests that differ in nothing else have equal ones."""
+
+    before: bytes
+    after: bytes  # empty: there is no hole
+
+
+#: Characters that stand for themselves in JSON and in `with_id`.
+_PLAIN_ID = re.compile(rb'"id": ?"([ !#-\[\]-~]+)"')
+
+
+def cut_id(header: bytes) -> tuple[Header | None, str]:
+    """Take the id out of a request's JSON without parsing it.
+
+    Returns: what is left, and the id, empty if there is none. None if what looks like an id may be something else.
+        What is left still has to be parsed once, together with an id: only then is it known that the hole is at the
+        request's own `id` (`Header` says nothing of the structure around it).
+    """
+    at = header.find(b'"id"')
+    if at < 0:
+        return Header(header, b""), ""
+    found = _PLAIN_ID.match(header, at)
+    if found is None or header.find(b'"id"', found.end()) >= 0:
+        return None, ""
+    begin, end = found.span(1)
+    return Header(header[:begin], header[end:]), found[1].decode()

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, cast
 
 from agent import tasks
 from agent.access import Action
 from agent.fallback import open_exchange, open_later
-from agent.ipc import detour, replies
+from agent.infer import Exchange
+from agent.ipc import detour, loan, replies
 from agent.ipc.chunked import ChunkedBody
 from agent.ipc.encodings import MIN_COMPRESSED_BYTES
 from agent.ipc.head import Head, RequestTimeout
@@ -41,9 +43,10 @@ from skerry.terms import KIB, MIB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.infer import Exchange
+    from agent.infer import Plan
     from agent.ipc.listener import Listener
     from agent.ipc.peer import Peer
+    from agent.version import Version
 
 #: Bodies from this size on are received into shared memory; smaller ones are copied there, which is quicker.
 DIRECT_BYTES = 32 * KIB
@@ -80,12 +83,17 @@ class Connection(asyncio.BufferedProtocol):
         "_last_head",
         "_last_json",
         "_last_size",
+        "_lend_after",
+        "_lent_by",
         "_lingering",
         "_listener",
         "_paused",
+        "_plan",
+        "_raw_head",
         "_scanned",
         "_skip",
         "_start",
+        "_streak",
         "_timer",
         "_transport",
         "_view",
@@ -117,6 +125,11 @@ class Connection(asyncio.BufferedProtocol):
         self._holding_since = 0.0
         self._last_json = self._last_head = b""
         self._last_size = 0
+        self._raw_head = b""
+        self._plan: tuple[Plan | None, bytes] = (None, b"")  # of the last answer, and its head
+        self._streak = 0  # how often that came again
+        self._lend_after = loan.AFTER
+        self._lent_by: Version | None = None  # whose worker has the connection
         self._eof = False
         self._lingering = False
         self._timer: asyncio.TimerHandle | None = None
@@ -144,6 +157,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = None
         self._release_held()
         self._abandon()
+        self._recall()
         self._listener.gate.leave(self._guest)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
@@ -277,7 +291,8 @@ class Connection(asyncio.BufferedProtocol):
                 TooLarge(f"request head: expected at most {limits.max_header_bytes} bytes, got more")
             )
             return None
-        head = self._listener.heads.parse(bytes(self._view[self._start : at]), limits.max_body_bytes)
+        self._raw_head = bytes(self._view[self._start : at])
+        head = self._listener.heads.parse(self._raw_head, limits.max_body_bytes)
         self._start = self._scanned = at
         if not head.framed:
             self._refuse(head.error or InternalError("request head: lost count"))
@@ -495,7 +510,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def answer(self, json: bytes, parts: list[memoryview], release: Callable[[], None]) -> None:
         """Answer an inference; `release` is called when the kernel has all of it."""
-        self._close_exchange()
+        exchange = self._close_exchange()
         size = len(json)
         for part in parts:
             size += part.nbytes
@@ -520,6 +535,8 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._write_large(self._last_head, parts, release)
         self._finish()
+        if exchange is not None and exchange.plan.answer_json:
+            self._count_streak(exchange, json)
 
     def continued(self, exchange: Exchange) -> None:
         """Another model answers: this is its exchange."""
@@ -541,6 +558,87 @@ class Connection(asyncio.BufferedProtocol):
         self._holding = model
         self._holding_since = self._listener.loop.time()
         self._listener.holding.add(self)
+
+    # -- lending
+
+    def _count_streak(self, exchange: Exchange, json: bytes) -> None:
+        """A client that asks for one thing only is better served by the worker itself."""
+        plan, raw_head = self._plan
+        if plan is not exchange.plan or raw_head != self._raw_head:
+            self._plan, self._streak = (exchange.plan, self._raw_head), 0
+            return
+        self._streak += 1
+        if self._streak >= self._lend_after:
+            self._streak = 0
+            self._lend(exchange, json)
+
+    def _lend(self, exchange: Exchange, json: bytes) -> None:
+        listener, version, plan, transport = self._listener, exchange.version, exchange.plan, self._transport
+        busy = self._end != self._start or self._paused or self._eof or self._lingering or listener.draining
+        if busy or transport is None or not (listener.limits.lend and plan.lendable and version.lends):
+            return
+        usage, pages = self.peer.usage, listener.pages
+        if usage.requests >= usage.free_below or version.rate or pages.tracing.exchange is not Exchange:
+            return  # the worker neither counts requests per second nor traces them
+        head = listener.heads.parse(self._raw_head, listener.limits.max_body_bytes)
+        if head.version is None and not pages.models.serves(version):
+            return
+        form = loan.form_of(self._raw_head, head, plan, json, exchange.request_id)
+        if form is None:
+            plan.lendable = False
+            return
+        transport.pause_reading()
+        lending = version.require_instance().lending
+        if not lending.lend(transport.get_extra_info("socket"), form, self.owner, self):
+            transport.resume_reading()
+            return
+        version.acquire()
+        self._lent_by = version
+        self._answering = True
+        self._why = ""  # its time limits rest meanwhile
+
+    def _recall(self) -> None:
+        if self._lent_by is not None and self._lent_by.instance is not None:
+            self._lent_by.instance.lending.recall()
+
+    def come_back(self, unread: bytes, unsent: bytes, *, failed: bool) -> None:
+        """The worker has given the connection back. See providers.lending.Lent."""
+        self._end_loan()
+        if unread:  # something else was asked for
+            self._lend_after = min(2 * self._lend_after, loan.AFTER_AT_MOST)
+        plan, _ = self._plan
+        if failed and plan is not None:
+            plan.lendable = False
+        if len(self._buffer) <= len(unread):
+            self._buffer = bytearray(2 * len(unread))
+            self._view = memoryview(self._buffer)
+        self._view[: len(unread)] = unread
+        self._start, self._end = 0, len(unread)
+        if unsent:
+            self._write(unsent)
+        self._finish()
+        self._go_on()
+
+    def break_off(self, error: SkerryError | None) -> None:
+        """The connection's request died with the worker. See providers.lending.Lent."""
+        self._end_loan()
+        if error is None:
+            self.abort()
+        else:
+            self.refuse(error)
+            self._go_on()
+
+    def _end_loan(self) -> None:
+        version, self._lent_by = self._lent_by, None
+        if version is not None:
+            version.used_ns = time.perf_counter_ns()
+            version.release()
+
+    def _go_on(self) -> None:
+        """Read again; not from here, which may be deep below a worker's answer."""
+        self._listener.loop.call_soon(self._next)
+
+    # -- ending
 
     def is_gone(self) -> bool:
         """Whether nobody is there any more."""
@@ -660,6 +758,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close_if_idle(self) -> None:
         """Close unless a request is in progress."""
+        self._recall()
         if not self._answering and self._head is None and self._transport is not None:
             self._transport.close()
 

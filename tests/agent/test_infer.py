@@ -23,6 +23,8 @@ HEADER = json.dumps(
 
 
 class Client:
+    owner = 0
+
     def __init__(self):
         self.error = None
 
@@ -53,7 +55,7 @@ def test_outputs_that_nobody_asked_for_are_neither_sent_nor_remembered(version, 
     client = Client()
     exchange = Exchange(version, None, client)
     request = oip.decode_request(HEADER)
-    exchange._plan = Plan(version, request, oip.locate_inputs(request, 4), 4)
+    exchange.plan = Plan(version, request, oip.locate_inputs(request, 4), 4)
     exchange._key = b"key"
     exchange.on_result(memoryview(bytes(8)), 0, ResultLayout(views), (1, 0, 1, 10, 1000, 10))
     assert isinstance(client.error, InternalError)

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.stats import MAX_BATCH_SIZES, BatchStat, Histogram, Statistics
+from agent.stats import MAX_BATCH_SIZES, BatchStat, Statistics
+from providers.histogram import Histogram
 
 QUANTILES = (0.01, 0.25, 0.5, 0.9, 0.99, 1.0)
 

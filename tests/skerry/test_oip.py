@@ -570,9 +570,9 @@ PAYLOAD = struct.pack("<2f", 1.5, -2) + b"\1\0"
 
 
 def test_the_answer_has_the_keys_in_their_usual_order():
-    header, parts = answer(form_of(), VIEWS, PAYLOAD, request_id="r", parameters={"cached": True})
+    header, parts = answer(form_of(), VIEWS, PAYLOAD, parameters={"cached": True})
     assert parts == []
-    assert header == (
+    assert oip.with_id(header, "r") == (
         b'{"id":"r","model_name":"m","model_version":"3","parameters":{"cached":true},"outputs":['
         b'{"name":"one","datatype":"FP32","shape":[2],"data":[1.5,-2.0]},'
         b'{"name":"two","datatype":"BOOL","shape":[2],"data":[true,false]}]}'
@@ -718,7 +718,8 @@ def handle(header, binary_bytes):
         oip.check_inputs("m/1", declared, inputs.views)
         form = oip.response_format(request, "m/1", declared)
         views = tuple(v for v in inputs.views if not form.outputs or v.name in form.outputs)
-        oip.encode_response("m", "1", views, memoryview(body), form, request_id=request.id)
+        json_part, _ = oip.encode_response("m", "1", views, memoryview(body), form)
+        assert json.loads(oip.with_id(json_part, request.id or "")).get("id", "") == (request.id or "")
     except SkerryError:
         return
 
@@ -734,3 +735,33 @@ def test_more_strings_than_anybody_looks_through_are_refused():
     request = oip.decode_request(json.dumps({"inputs": [header]}).encode())
     with pytest.raises(InvalidRequest, match=f"expected at most {oip.MAX_STRINGS} BYTES, got {too_many}"):
         oip.locate_inputs(request, 4 * too_many)
+
+
+@pytest.mark.parametrize("request_id", ["a", "0123-4567", 'quoted "', "back\\slash", "ünï", " ", "\x00"])
+def test_any_id_comes_back_as_it_was(request_id):
+    header, _ = answer(form_of(), VIEWS, PAYLOAD)
+    assert json.loads(oip.with_id(header, request_id)) == {"id": request_id} | json.loads(header)
+
+
+def test_requests_that_differ_in_their_id_only_are_recognised_as_one():
+    cuts = [oip.cut_id(b'{"id":"%b","inputs":[]}' % name) for name in (b"a", b"bb", b"c c")]
+    assert [request_id for _, request_id in cuts] == ["a", "bb", "c c"]
+    assert len({header for header, _ in cuts}) == 1
+    other, _ = oip.cut_id(b'{"inputs":[],"id": "a"}')
+    assert other != cuts[0][0]
+    assert oip.cut_id(b'{"inputs":[]}') == (oip.Header(b'{"inputs":[]}', b""), "")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        rb'{"id":"a\u0022","inputs":[]}',
+        rb'{"id":"","inputs":[]}',
+        rb'{"id":7,"inputs":[]}',
+        rb'{"id":"a","parameters":{"id":"b"}}',
+        '{"id":"ü","inputs":[]}'.encode(),
+        b'{"id":"a',
+    ],
+)
+def test_what_may_be_no_plain_id_is_not_cut(header):
+    assert oip.cut_id(header) == (None, "")

@@ -49,7 +49,7 @@ class Own:
 
     def _row(self, version: Version) -> dict[str, Any]:
         pid = version.instance.pid if version.instance else None
-        stats = version.stats
+        stats = version.tally()
         return {
             "name": version.name,
             "version": version.number_text,
@@ -76,6 +76,7 @@ class Own:
             "cache_misses": stats.cache_misses,
             "since_unix": version.since_unix,
             "crashes": len(version.crashes),
+            "lent": len(version.instance.lending) if version.instance else 0,
         }
 
     def _placement(self, head: Head, _body: bytes, _peer: Peer) -> Content:

@@ -60,7 +60,7 @@ class Numbers:
         ]
 
     def _describe(self, version: Version) -> dict[str, Any]:
-        stats = version.stats
+        stats = version.tally()
         ran = stats.success - stats.cache_hits
         return {
             "name": version.name,
@@ -102,7 +102,10 @@ class Numbers:
             "skerry_denied": ("Requests refused by an access rule", "action", self._gate.denied),
             "skerry_over_quota": ("Connections and requests refused as too many", "what", quotas.refused),
         }
-        return replies.OK, replies.TEXT, metrics.render(self._readable(peer), node, refusals).encode()
+        versions = self._readable(peer)
+        for version in versions:
+            version.tally()
+        return replies.OK, replies.TEXT, metrics.render(versions, node, refusals).encode()
 
 
 def _duration(count: int, total_us: int) -> dict[str, int]:

@@ -64,6 +64,7 @@ class Traces:
         self._check_model(head)
         update = parse(body, _Update, "trace settings")
         self._tracing.change(_changes(update), head.model)
+        self._models.recall()  # lent connections are not traced
         return json(_document(self._tracing.settings(head.model)))
 
     def _check_model(self, head: Head) -> None:
