@@ -114,10 +114,10 @@ class Acceptor:
     async def _admit(self, clients: list[socket.socket], tcp: TcpTable) -> None:
         # Whoever left before these came has to be counted out first, and that is on its way through the loop.
         await asyncio.sleep(0)
-        *others, last = clients
+        first, *others = clients
         for client in others:
             self._spawn(self._let_in(client, tcp))
-        await self._let_in(last, tcp)  # most come alone: a task less
+        await self._let_in(first, tcp)  # at once, before the others; most come alone, and that is a task less
 
     async def _let_in(self, client: socket.socket, tcp: TcpTable) -> None:
         client.setblocking(False)  # noqa: FBT003 - positional only
