@@ -372,6 +372,8 @@ class Daemon:
             "models": {
                 "ready": sum(version.state is State.READY for version in versions),
                 "total": len({version.name for version in versions}),
+                "memory_bytes": sum(version.memory_bytes for version in versions if version.instance),
+                "memory_limit_bytes": self._config.models.memory_bytes,
             },
             "cache": self._cache.stats()._asdict() if self._cache else None,
             "grpc": self._grpc_status(),

@@ -79,6 +79,14 @@ class Chain:
                 return found
         raise error
 
+    def at_once(self, error: SkerryError) -> Version:
+        """As `following`, for a request that cannot wait any more: who is asleep is woken for the next one."""
+        try:
+            return self.following(error)
+        except Asleep as asleep:
+            self._models.wake(asleep.version)
+            raise error from None
+
     def pass_over(self, version: Version) -> None:
         """This one has had its chance; after it comes its own fallback."""
         self._last = version
@@ -116,18 +124,19 @@ class Chain:
         Returns: None if the request is under way there; else the error to answer with.
         """
         try:
-            version = self.following(error)
-        except Asleep as asleep:
-            self._models.wake(asleep.version)  # for the next request; this one cannot wait any more
-            return error
+            version = self.at_once(error)
         except SkerryError as refusal:
             return refusal
         kept = memoryview(bytes(body))  # it may lie in memory that goes back to the model that was asked
+        self.hand_over(exchange, version).start(kept, header_bytes, scope, cache)
+        return None
+
+    def hand_over(self, exchange: Exchange, version: Version) -> StandIn:
+        """The exchange that goes on with this version in place of one that was not queued."""
         loop, client = exchange.step_aside()
         stand_in = StandIn(version, loop, client, self)
         client.continued(stand_in)
-        stand_in.start(kept, header_bytes, scope, cache)
-        return None
+        return stand_in
 
 
 class StandIn(Exchange):
@@ -142,7 +151,8 @@ class StandIn(Exchange):
         self._asked_chain = chain
         chain.count()
 
-    def _chain(self) -> Chain:
+    def chain(self) -> Chain:
+        """The one that the request came along."""
         return self._asked_chain
 
     def _plan_for(self, header: bytes, binary_bytes: int) -> Plan:
@@ -161,6 +171,25 @@ class Served(Protocol):
 
     models: ModelTable
     tracing: Tracing
+
+
+def receive_into(exchange: Exchange, body_bytes: int, header_bytes: int) -> memoryview:
+    """As Exchange.receive_into; where its model has no room, that of one that answers in its place.
+
+    Its client is told which exchange goes on.
+
+    Raises:
+        TooLarge: there will never be room for so much.
+        Unavailable: there is no room now, and no fallback.
+    """
+    while True:
+        try:
+            return exchange.receive_into(body_bytes, header_bytes)
+        except Unavailable as error:
+            chain = exchange.chain()
+            if chain is None:
+                raise
+            exchange = chain.hand_over(exchange, chain.at_once(error))
 
 
 def open_exchange(

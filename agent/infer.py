@@ -215,12 +215,12 @@ class Exchange(Job):
         try:
             self._start(body, header_bytes, scope, cache)
         except SkerryError as error:
-            chain = self._chain()
+            chain = self.chain()
             problem = error if chain is None else chain.run(self, error, body, header_bytes, scope, cache)
             if problem is not None:
                 self._fail(problem)
 
-    def _chain(self) -> Chain | None:
+    def chain(self) -> Chain | None:
         """Who may answer instead."""
         return self.version.fallbacks()
 

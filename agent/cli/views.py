@@ -31,7 +31,7 @@ def status(context: typer.Context, *, as_json: AsJson = False) -> None:
             [
                 ("skerry", f"{page['version']}, pid {page['pid']}, up {render.duration(page['uptime_s'])}"),
                 ("ready", "yes" if page["ready"] else "no"),
-                ("models", f"{models['ready']} of {models['total']} ready"),
+                ("models", _models_line(models)),
                 ("registry", _registry_line(registry)),
                 ("cache", _cache_line(page.get("cache"))),
                 ("providers", _providers_line(page["providers"])),
@@ -44,6 +44,12 @@ def status(context: typer.Context, *, as_json: AsJson = False) -> None:
     )
     for warning in [*registry["problems"], *page["warnings"]]:
         session.remarks.print(f"warning: {warning}", markup=False)
+
+
+def _models_line(models: dict[str, Any]) -> str:
+    line = f"{models['ready']} of {models['total']} ready, {render.size(models['memory_bytes'])}"
+    limit = models["memory_limit_bytes"]
+    return f"{line} of {render.size(limit)}" if limit else line
 
 
 def _registry_line(registry: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, cast
 
 from agent import tasks
 from agent.access import Action
-from agent.fallback import open_exchange, open_later
+from agent.fallback import open_exchange, open_later, receive_into
 from agent.infer import Exchange
 from agent.ipc import detour, loan, replies
 from agent.ipc.chunked import ChunkedBody
@@ -353,11 +353,11 @@ class Connection(asyncio.BufferedProtocol):
         self._charge(head.body_bytes)
         header_bytes = max(0, head.json_bytes)
         try:
-            return exchange.receive_into(head.body_bytes, header_bytes)
+            return receive_into(exchange, head.body_bytes, header_bytes)
         except Overloaded:
             if not self._listener.reclaim(head.model):
                 raise
-            return exchange.receive_into(head.body_bytes, header_bytes)
+            return receive_into(self._exchange or exchange, head.body_bytes, header_bytes)
 
     def _read_chunks(self, chunks: ChunkedBody) -> bool:
         try:

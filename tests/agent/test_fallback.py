@@ -1,11 +1,16 @@
 """Another model answers where the one that was asked cannot."""
 
+import asyncio
 import json
 
 import pytest
 import zoo
 from node import temporary_node
+from table import Asker, Stage, begun
 from traffic import ENDLESS, begin_work, body, busy, divide, infer, ready, row, until, work
+
+from agent.fallback import open_exchange, receive_into
+from providers.area import AREA_BYTES
 
 CRASHES = 2
 
@@ -139,6 +144,33 @@ def test_chains_that_lead_back_or_nowhere_or_too_far_are_refused_with_the_path(n
     assert ask(node, "circle")[0] == 200  # nobody is in need
 
 
+def test_a_body_for_which_a_model_has_no_memory_is_received_by_its_fallback(tmp_path):
+    async def story(made):
+        made.put(zoo.add(1), "full", fallback="free")
+        made.put(zoo.add(10), "free")
+        await made.follow()
+        full, free = (made.table.get(name, None) for name in ("full", "free"))
+        block, _ = full.instance.area.take(AREA_BYTES)
+        client = Asker()
+        exchange = open_exchange(made.table, "full", None, asyncio.get_running_loop(), client)
+        content, size = begun(5.0)
+        with receive_into(exchange, size, size) as memory:
+            memory[:] = content
+            assert client.exchange._version is free
+            client.exchange.start(memory, size, "uid:0", None)
+            answer = await client.document()
+        assert (answer["model_name"], answer["outputs"][0]["data"]) == ("free", [15.0])
+        assert answer["parameters"] == {"fallback_from": "full/1"}
+        assert (full.leases, free.leases, full.stats.fallbacks) == (0, 0, 1)
+        full.instance.area.give(block)
+
+    stage = Stage()
+    try:
+        stage.play(tmp_path, story)
+    finally:
+        stage.close()
+
+
 def test_a_lazy_fallback_is_waited_for():
     with temporary_node() as node:
         node.configure("models:\n  load: lazy\n")
@@ -150,3 +182,22 @@ def test_a_lazy_fallback_is_waited_for():
         assert (status, answer["model_name"]) == (200, "sound")
         assert answer["parameters"] == {"fallback_from": "broken/1"}
         assert ask(node, "broken")[0] == 200
+
+
+def test_a_fallback_that_sleeps_is_woken_by_an_overload_for_the_next_request():
+    with temporary_node() as node:
+        node.configure("inference:\n  queue: 1\n")
+        node.add(zoo.slow_model(64), "exact", fallback="cheap")
+        node.add(zoo.slow_model(16), "cheap", keep_alive="200ms")
+        node.start()
+        until(lambda: row(node, "cheap")["asleep"], "the fallback asleep")
+        with begin_work(node, ENDLESS, "exact") as sock:
+            busy(ready(node, "exact")["pid"])
+            status, error = work(node, 1, "exact")
+            assert (status, "exact/1: expected at most 1 requests" in error) == (503, True)
+            until(lambda: work(node, 1, "exact")[0] == 200, "its answer")
+            content = json.dumps(body({"iterations": ("INT64", [3])})).encode() + b" " * 100_000
+            until(lambda: row(node, "cheap")["asleep"], "the fallback asleep again")
+            assert node.request("POST", "/v2/models/exact/infer", content)[0] == 503
+            sock.close()
+        until(lambda: row(node, "exact")["leases"] == 0, "nothing left behind")
