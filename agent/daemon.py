@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from agent.paths import Paths
     from agent.settings import Config
     from providers.discovery import Discovery
+    from providers.spawn import Spawned
     from sync.inbox import Inbox
 
 log = logging.getLogger("skerry")
@@ -72,6 +73,7 @@ class Daemon:
         notifier: the service manager, if there is one.
         sockets: listening sockets that it opened for us.
         logs: what is logged.
+        zygote: one that imports already.
     """
 
     def __init__(
@@ -81,9 +83,11 @@ class Daemon:
         notifier: systemd.Notifier,
         sockets: list[systemd.Activated],
         logs: LogSettings,
+        zygote: Spawned | None,
     ) -> None:
         self._paths = paths
         self._logs = logs
+        self._zygote = zygote
         self._config = self._config_at_start = config
         self._notifier = notifier
         self._sockets = sockets
@@ -125,7 +129,7 @@ class Daemon:
         working_directory = _empty_directory(paths.run_dir / "empty")
 
         self._launcher = Launcher()
-        self._launcher.warm_up()
+        self._launcher.warm_up(self._zygote)
         stack.push_async_callback(self._launcher.close)
 
         trail = StateStore(paths.state_db)
@@ -232,7 +236,11 @@ class Daemon:
         from providers.discovery import discover  # noqa: PLC0415 - while the zygote starts
 
         settings = self._config.providers
-        found = await discover(settings.discovery_timeout_s, settings.plugins)
+        found = await discover(
+            settings.discovery_timeout_s,
+            settings.plugins,
+            launcher=self._launcher if self._config.workers.start == "fork" else None,
+        )
         self._warn("devices", [found.problem] if found.problem else [])
         self._discovery.set_result(found)
 
@@ -440,10 +448,10 @@ def _empty_directory(path: Path) -> str:
     return str(path)
 
 
-async def _main(paths: Paths, config: Config, logs: LogSettings) -> None:
+async def _main(paths: Paths, config: Config, logs: LogSettings, zygote: Spawned | None) -> None:
     notifier = systemd.Notifier.from_env(os.environ, os.getpid())
     sockets = systemd.take_sockets(os.environ, os.getpid())
-    await Daemon(paths, config, notifier, sockets, logs).run()
+    await Daemon(paths, config, notifier, sockets, logs, zygote).run()
 
 
 def _raise_descriptor_limit() -> None:
@@ -463,8 +471,8 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def main() -> int:
-    """`python -m agent.daemon [--home DIR]`; the `skerry run` command becomes this process."""
+def main(zygote: Spawned | None = None) -> int:
+    """Run the daemon with the command line of agent.start; `zygote` is one that imports already."""
     # Two words of command line are not worth argparse, which would stay in memory for good.
     arguments = sys.argv[1:]
     home = arguments[1] if len(arguments) == 2 and arguments[0] == "--home" else None
@@ -479,14 +487,10 @@ def main() -> int:
         logs = LogSettings(config.log.level)
         logs.install()
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(_main(paths, config, logs))
+            runner.run(_main(paths, config, logs, zygote))
     except SkerryError as error:
         print(f"error: {error.message}", file=sys.stderr)  # noqa: T201 - the command line's answer
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201 - likewise
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

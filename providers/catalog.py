@@ -50,6 +50,12 @@ VENDOR_AMD = 0x1002
 # ONNX Runtime's own number for Qualcomm, and the letters QCOM as ACPI tables carry them.
 VENDORS_QUALCOMM = frozenset({0x5143, 0x4D4F4351})
 
+#: y = Relu(x), FP32 [1], as protobuf: the smallest model that makes a provider touch its device.
+ONE_NODE = bytes.fromhex(
+    "08083a330a0c0a01781201792204" + b"Relu".hex() + "1201675a0f0a0178120a0a08080112040a020801"
+    "620f0a0179120a0a08080112040a0208014204" + "0a00100d"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

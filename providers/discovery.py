@@ -1,6 +1,6 @@
 """Find the devices that could run a model, in a child process that a driver may crash.
 
-Does: the child (`python -m providers.discovery`), which imports onnxruntime, registers the installed plugins
+Does: the child (forked from the zygote, or `python -m providers.discovery`), which registers the installed plugins
 and prints one JSON document; the parent's `discover`, which runs it and believes it only if all is in order.
 Leaves out: the order of devices (providers.ranking) and whether they work (providers.placement).
 
@@ -23,17 +23,18 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from providers import catalog
 from providers.ranking import CPU, EpDevice, Excluded, screen
+from skerry.errors import ExecutionFailed
 from skerry.terms import KIB, MIB, DeviceKind
 
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from providers.catalog import Provider
+    from providers.launcher import Launcher
 
 _Ort = Any  # the onnxruntime module, which has no types
 
@@ -43,12 +44,6 @@ _KINDS = frozenset(kind.value for kind in DeviceKind)
 
 MAX_METADATA = 64  # entries of one device, each at most MAX_VALUE_CHARS
 MAX_VALUE_CHARS = 1024
-
-# One Relu on one float, as protobuf: the smallest model that makes a provider touch its device.
-_ONE_NODE = bytes.fromhex(
-    "08083a330a0c0a01781201792204" + b"Relu".hex() + "1201675a0f0a0178120a0a08080112040a020801"
-    "620f0a0179120a0a08080112040a0208014204" + "0a00100d"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +68,91 @@ class Discovery:
 # --- the parent ------------------------------------------------------------------------------------------
 
 
+class _Child(NamedTuple):
+    """A process that answers on one stream and complains on the other."""
+
+    pid: int
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader
+    wait: Callable[[], Awaitable[int]]
+
+
 async def discover(
-    timeout_s: float, plugins: Sequence[str] = (), *, command: Sequence[str] = ()
+    timeout_s: float,
+    plugins: Sequence[str] = (),
+    *,
+    launcher: Launcher | None = None,
+    command: Sequence[str] = (),
 ) -> Discovery:
     """Run the child and return what it found. Never raises for what the child does.
 
     Args:
         timeout_s: seconds until the child is killed.
         plugins: distributions that may be used; empty: all installed ones but the catalogue's explicit ones.
+        launcher: whose zygote the child is forked from, which saves importing onnxruntime again. None: a fresh
+            interpreter.
         command: what to run instead of this module, for tests.
     """
-    # -P: whoever can write to the daemon's working directory must not be able to plant a module there.
-    argv = [*(command or (sys.executable, "-P", "-m", "providers.discovery")), *plugins]
-    # OpenBLAS would otherwise start a thread per core for numpy, which is not used here.
-    env = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
-        child = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=env,
-            start_new_session=True,  # so that a driver's own helper processes can be killed with it
-        )
-    except OSError as error:
+        child = await (_fork(launcher, plugins) if launcher else _spawn(command, plugins))
+    except (OSError, ExecutionFailed) as error:
         return _cpu_alone(f"discovery: expected a child process, got {error}")
     try:
         answer, noise = await asyncio.wait_for(_finish(child), timeout_s)
     except TimeoutError:
         return _cpu_alone(f"discovery: expected an answer within {timeout_s:g} s, got none; child killed")
     finally:
-        _kill(child)
-        await child.wait()
-    return _believe(child.returncode or 0, answer, noise)
+        _kill(child.pid)
+        returncode = await child.wait()
+    return _believe(returncode, answer, noise)
 
 
-async def _finish(child: Process) -> tuple[bytes, str]:
+async def _spawn(command: Sequence[str], plugins: Sequence[str]) -> _Child:
+    # -P: whoever can write to the daemon's working directory must not be able to plant a module there.
+    argv = [*(command or (sys.executable, "-P", "-m", "providers.discovery")), *plugins]
+    # OpenBLAS would otherwise start a thread per core for numpy, which is not used here.
+    env = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
+    child = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=env,
+        start_new_session=True,  # so that a driver's own helper processes can be killed with it
+    )
     assert child.stdout is not None and child.stderr is not None  # noqa: S101, PT018 - both were asked for above
+    return _Child(child.pid, child.stdout, child.stderr, child.wait)
+
+
+async def _fork(launcher: Launcher, plugins: Sequence[str]) -> _Child:
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        for _ in range(2):
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            ours.append(reading)
+            theirs.append(writing)
+        process = await launcher.look((theirs[0], theirs[1]), plugins)
+    except BaseException:
+        for descriptor in ours:
+            os.close(descriptor)
+        raise
+    finally:
+        for descriptor in theirs:
+            os.close(descriptor)
+    stdout, stderr = [await _reader(descriptor) for descriptor in ours]
+    return _Child(process.pid, stdout, stderr, lambda: asyncio.shield(process.exited))
+
+
+async def _reader(descriptor: int) -> asyncio.StreamReader:
+    """A stream of what comes through a pipe; closes it at its end."""
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(descriptor, "rb", buffering=0)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader
+
+
+async def _finish(child: _Child) -> tuple[bytes, str]:
     answer, noise = await asyncio.gather(
         _read_head(child.stdout, MAX_ANSWER_BYTES + 1),
         _read_head(child.stderr, MAX_NOISE_BYTES),
@@ -126,11 +169,11 @@ async def _read_head(stream: asyncio.StreamReader, limit: int) -> bytes:
     return bytes(head)
 
 
-def _kill(child: Process) -> None:
+def _kill(pid: int) -> None:
     # A group that is gone is what we want. A number is used again only after all others had their turn, so
     # this one is still ours or nobody's.
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _believe(returncode: int, answer: bytes, noise: str) -> Discovery:
@@ -315,7 +358,7 @@ def _classic_devices(ort: _Ort, in_wheel: Sequence[str]) -> tuple[list[EpDevice]
 
 def _start(ort: _Ort, name: str, options: dict[str, str]) -> str:
     try:
-        session = ort.InferenceSession(_ONE_NODE, providers=[(name, options)], enable_fallback=0)
+        session = ort.InferenceSession(catalog.ONE_NODE, providers=[(name, options)], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - a driver may raise anything, and it is only a reason
         return f"a session of one node failed: {_first_line(error)}"
     if name not in session.get_providers():
@@ -326,6 +369,14 @@ def _start(ort: _Ort, name: str, options: dict[str, str]) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def run_forked(answer: int, noise: int, arguments: Sequence[str]) -> None:
+    """The child, forked: like a spawned one, it leads a session of its own and has these two descriptors only."""
+    os.setsid()
+    os.dup2(answer, 1)
+    os.dup2(noise, 2)
+    main(arguments)
 
 
 def main(arguments: Sequence[str]) -> None:

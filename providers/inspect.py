@@ -15,8 +15,9 @@ from typing import NamedTuple
 import msgspec
 
 from providers import wire
-from providers.launcher import child_environment, describe_exit
+from providers.launcher import describe_exit
 from providers.ranking import CPU
+from providers.spawn import child_environment
 from providers.start import Channels
 from skerry.errors import InvalidRequest
 from skerry.terms import TensorSpec  # noqa: TC001 - msgspec and readers of Signature need it

@@ -23,30 +23,16 @@ import sys
 from typing import TYPE_CHECKING
 
 from providers import wire
+from providers.spawn import Spawned, child_environment, spawn_zygote
 from skerry.errors import ExecutionFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 log = logging.getLogger(__name__)
 
 #: From exec to "imports done"; measured 0.2 s on an idle machine, so this is for one that is on its knees.
 ZYGOTE_TIMEOUT_S = 60.0
-
-_ENVIRONMENT = {
-    "ORT_DISABLE_TELEMETRY": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    # 64 MB of address space for every thread's arena would eat into RLIMIT_AS for nothing.
-    "MALLOC_ARENA_MAX": "2",
-}
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of every process that may import onnxruntime."""
-    return {**os.environ, **_ENVIRONMENT}
-
 
 #: Instead of a status: the worker went with its zygote, or for a run that did not stop when it was told to. Neither
 #: is a crash of the model.
@@ -86,9 +72,13 @@ class Launcher:
         self._spawned: set[Process] = set()
         self._closed = False
 
-    def warm_up(self) -> None:
-        """Have the zygote import what it needs while the daemon does something else."""
-        self._zygote = _Zygote()
+    def warm_up(self, spawned: Spawned | None = None) -> None:
+        """Have the zygote import what it needs while the daemon does something else.
+
+        Args:
+            spawned: one that has begun already; it is the launcher's from here on.
+        """
+        self._zygote = _Zygote(spawned or spawn_zygote())
 
     async def launch(self, descriptors: tuple[int, ...], *, fork: bool = True) -> Process:
         """Start a worker with the descriptors of providers.wire (duplicated, not taken over).
@@ -97,15 +87,22 @@ class Launcher:
             ExecutionFailed: the zygote is not there.
             OSError: the system has no room for another process.
         """
+        if not fork and not self._closed:
+            return self._spawn(descriptors)
+        return await (await self._ready()).fork(wire.FORK, descriptors)
+
+    async def look(self, descriptors: tuple[int, int], plugins: Sequence[str]) -> Process:
+        """Fork the child that lists devices (providers.discovery); errors as for `launch`."""
+        return await (await self._ready()).fork(wire.LOOK, descriptors, " ".join(plugins).encode())
+
+    async def _ready(self) -> _Zygote:
         if self._closed:
             raise ExecutionFailed("worker: expected a running launcher, got one that was closed")
-        if not fork:
-            return self._spawn(descriptors)
         async with self._starting:
             if self._zygote is None or self._zygote.dead:
-                self._zygote = _Zygote()
+                self._zygote = _Zygote(spawn_zygote())
             await self._zygote.ready()
-        return await self._zygote.fork(descriptors)
+        return self._zygote
 
     @property
     def zygote_pid(self) -> int | None:
@@ -151,14 +148,9 @@ def watch(child: subprocess.Popen[bytes]) -> asyncio.Future[int]:
 class _Zygote:
     """The daemon's end of one zygote."""
 
-    def __init__(self) -> None:
+    def __init__(self, spawned: Spawned) -> None:
         self._loop = asyncio.get_running_loop()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-P", "-m", "providers.zygote", str(theirs.fileno()), str(os.getpid())]
-        self._child = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=child_environment(), stdin=subprocess.DEVNULL
-        )
-        theirs.close()
+        self._child, self._socket = spawned
         self.pid = self._child.pid
         self.dead = False
         self._exited = watch(self._child)
@@ -166,7 +158,6 @@ class _Zygote:
         self._token = 0
         self._waiting: dict[int, asyncio.Future[Process]] = {0: self._loop.create_future()}
         self._running: dict[int, asyncio.Future[int]] = {}
-        self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self._loop.add_reader(self._socket, self._on_message)
 
     async def ready(self) -> None:
@@ -179,12 +170,12 @@ class _Zygote:
                 f"worker zygote: expected it ready within {ZYGOTE_TIMEOUT_S:g} s, got no answer",
             ) from None
 
-    async def fork(self, descriptors: tuple[int, ...]) -> Process:
+    async def fork(self, kind: bytes, descriptors: tuple[int, ...], more: bytes = b"") -> Process:
         self._token += 1
         token = self._token
         started = self._waiting[token] = self._loop.create_future()
         try:
-            socket.send_fds(self._socket, [wire.FORK + token.to_bytes(8, "little")], descriptors)
+            socket.send_fds(self._socket, [kind + token.to_bytes(8, "little") + more], descriptors)
             process: Process = await started
         except OSError as error:
             raise ExecutionFailed(f"worker zygote: {error}") from error

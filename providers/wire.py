@@ -85,8 +85,10 @@ MAX_BATCH_ROWS = 4096
 #: Numbers a side uses for layouts before it uses the oldest one again.
 MAX_LAYOUTS = 512
 
-#: daemon -> zygote: a token or a process id follows as eight bytes, little endian
+#: daemon -> zygote: a token or a process id follows as eight bytes, little endian; with LOOK, names of plugin
+#: packages follow, separated by spaces, and the descriptors are those of the answer and of what it says else
 FORK = b"F"
+LOOK = b"L"
 KILL = b"K"
 #: that go with FORK: control, requests, answers, area, model
 DESCRIPTORS = 5

@@ -1,4 +1,4 @@
-"""python-tuf's checks, and its refusals in our words. The one module that knows python-tuf's private parts.
+"""python-tuf's checks, and its refusals in our words.
 
 Does: start a set of checks from a root chain; translate what it raises.
 Leaves out: the order of checks, files, clocks (store.trust).
@@ -17,12 +17,8 @@ from tuf.api.exceptions import (
     UnsignedMetadataError,
 )
 
-# The checks without python-tuf's I/O (which never calls fsync) are only to be had from this private module;
-# the dependency is pinned below the next major version, and tests/store/test_trust.py notices if it moves.
-from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
-from tuf.ngclient.config import EnvelopeType
-
 from skerry.errors import Untrusted
+from store.tuflight import EnvelopeType, TrustedMetadataSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -24,7 +24,7 @@ def main() -> None:
 def run_daemon(home: str | None) -> None:
     """Become the daemon: same process id, so that systemd and a supervisor watch the right one."""
     # -P: a folder named `agent` in the working directory is not ours.
-    command = [sys.executable, "-P", "-m", "agent.daemon"]
+    command = [sys.executable, "-P", "-m", "agent.start"]
     if home is not None:
         command += ["--home", home]
     sys.stdout.flush()

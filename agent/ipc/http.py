@@ -357,7 +357,7 @@ class Connection(asyncio.BufferedProtocol):
         except Overloaded:
             if not self._listener.reclaim(head.model):
                 raise
-            return receive_into(self._exchange or exchange, head.body_bytes, header_bytes)
+            return receive_into(self._exchange, head.body_bytes, header_bytes)  # a fallback may have it now
 
     def _read_chunks(self, chunks: ChunkedBody) -> bool:
         try:

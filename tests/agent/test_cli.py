@@ -207,7 +207,7 @@ def test_run_becomes_the_daemon_in_the_same_process(monkeypatch, arguments, opti
         cli.main()
     assert caught.value.args == (
         sys.executable,
-        [sys.executable, "-P", "-m", "agent.daemon", *options],
+        [sys.executable, "-P", "-m", "agent.start", *options],
     )
 
 

@@ -335,7 +335,7 @@ _ACTIVATE = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "http"}
-os.execv(sys.executable, [sys.executable, "-m", "agent.daemon", "--home", sys.argv[2]])
+os.execv(sys.executable, [sys.executable, "-m", "agent.start", "--home", sys.argv[2]])
 """
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from providers import discovery
 from providers.discovery import discover, look
+from providers.launcher import Launcher
 from providers.ranking import CPU
 from skerry.terms import DeviceKind
 
@@ -34,6 +35,34 @@ def test_the_real_child_finds_the_cpu_and_says_what_it_left_out():
     reasons = {item.what: item.reason for item in found.excluded}
     assert "remote" in reasons["AzureExecutionProvider"]
     assert "expected one of onnxruntime-ep-openvino" in reasons["onnxruntime-ep-nonsense"]
+
+
+def test_a_forked_child_finds_what_a_spawned_one_does():
+    async def both():
+        launcher = Launcher()
+        launcher.warm_up()
+        try:
+            return [
+                await discover(20, ("onnxruntime-ep-nonsense",), launcher=wanted)
+                for wanted in (launcher, launcher, None)
+            ]
+        finally:
+            await launcher.close()
+
+    first, second, spawned = asyncio.run(both())
+    assert first.problem == ""
+    assert first == second == spawned
+
+
+def test_a_zygote_that_cannot_be_had_leaves_the_cpu():
+    async def closed():
+        launcher = Launcher()
+        await launcher.close()
+        return await discover(20, launcher=launcher)
+
+    found = asyncio.run(closed())
+    assert found.devices == (CPU,)
+    assert "expected a child process, got" in found.problem
 
 
 def test_the_parent_never_imports_onnxruntime():

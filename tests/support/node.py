@@ -61,7 +61,7 @@ class Node:
         env = {**os.environ, **environment}
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
-                [self.python, "-m", "agent.daemon", "--home", str(self.home)], stderr=log, env=env
+                [self.python, "-m", "agent.start", "--home", str(self.home)], stderr=log, env=env
             )
         until = time.monotonic() + START_S
         while time.monotonic() < until:

@@ -163,7 +163,7 @@ def gone(pid: int) -> None:
 
 def refused_start(home: Path) -> str:
     """Start a daemon that must not start; what it wrote on standard error."""
-    command = [sys.executable, "-m", "agent.daemon", "--home", str(home)]
+    command = [sys.executable, "-m", "agent.start", "--home", str(home)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S, check=False)
     assert done.returncode == 1, done
     return done.stderr
