@@ -76,10 +76,11 @@ class Daemon:
         zygote: one that imports already.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the process has found at its start
         self,
         paths: Paths,
         config: Config,
+        *,
         notifier: systemd.Notifier,
         sockets: list[systemd.Activated],
         logs: LogSettings,
@@ -451,7 +452,7 @@ def _empty_directory(path: Path) -> str:
 async def _main(paths: Paths, config: Config, logs: LogSettings, zygote: Spawned | None) -> None:
     notifier = systemd.Notifier.from_env(os.environ, os.getpid())
     sockets = systemd.take_sockets(os.environ, os.getpid())
-    await Daemon(paths, config, notifier, sockets, logs, zygote).run()
+    await Daemon(paths, config, notifier=notifier, sockets=sockets, logs=logs, zygote=zygote).run()
 
 
 def _raise_descriptor_limit() -> None:

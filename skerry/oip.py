@@ -21,6 +21,7 @@ import math
 import re
 import struct
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -85,15 +86,25 @@ class InferRequest(msgspec.Struct):
     parameters: _Parameters = {}
 
 
+class Place(NamedTuple):
+    """Where in a registered region of shared memory a tensor lies, or is wanted."""
+
+    region: str
+    offset: int
+    size_bytes: int
+
+
 class Inputs(NamedTuple):
     """The tensors of a request, and what JSON data became.
 
     `views` count from the end of the header. `tail` continues the body there: bytes of tensors that came as
-    JSON. A request with binary tensors alone has an empty tail.
+    JSON. A request with binary tensors alone has an empty tail. `places` has the tensors that lie in shared memory,
+    by name; their views have offset 0.
     """
 
     views: tuple[TensorView, ...]
     tail: bytes
+    places: Mapping[str, Place] = MappingProxyType({})
 
 
 _decode = msgspec.json.Decoder(InferRequest).decode
@@ -120,6 +131,10 @@ def decode_request(header: bytes | memoryview) -> InferRequest:
         raise InvalidRequest(
             f"inference request: expected 1 to {MAX_TENSORS} inputs, got {len(request.inputs)}"
         )
+    if any(name in request.parameters for name in _PLACE):
+        raise InvalidRequest(
+            "parameter 'shared_memory_region': expected it in an input or output, got it outside"
+        )
     for parameters in (request.parameters, *(tensor.parameters for tensor in request.inputs)):
         if parameters:
             _check_parameters(parameters)
@@ -133,8 +148,6 @@ def decode_request(header: bytes | memoryview) -> InferRequest:
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:
     for name in parameters:
-        if name.startswith("shared_memory"):
-            raise Unsupported(f"parameter {name!r}: the shared memory extension is not served")
         if name.startswith("sequence_"):
             raise Unsupported(f"parameter {name!r}: the sequence extension is not served")
         if name.startswith("triton_"):
@@ -153,10 +166,17 @@ def locate_inputs(request: InferRequest, binary_bytes: int) -> Inputs:
     """
     views: list[TensorView] = []
     described: list[tuple[InputTensor, int]] = []
+    places: dict[str, Place] = {}
     offset = 0
     for tensor in request.inputs:
         count = _elements(tensor)
         size = tensor.parameters.get("binary_data_size")
+        place = place_of(f"input {tensor.name!r}", tensor.parameters)
+        if place is not None:
+            _check_place(tensor, count, place)
+            places[tensor.name] = place
+            views.append(TensorView(tensor.name, tensor.datatype, tuple(tensor.shape), 0, place.size_bytes))
+            continue
         if size is None:
             described.append((tensor, len(views)))
             views.append(TensorView(tensor.name, tensor.datatype, tuple(tensor.shape), 0, 0))
@@ -183,7 +203,47 @@ def locate_inputs(request: InferRequest, binary_bytes: int) -> Inputs:
         raw = encode_data(tensor)
         views[index] = views[index]._replace(offset=offset + len(tail), size_bytes=len(raw))
         tail += raw
-    return Inputs(tuple(views), bytes(tail))
+    return Inputs(tuple(views), bytes(tail), places)
+
+
+_PLACE = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+
+
+def place_of(what: str, parameters: Mapping[str, Any]) -> Place | None:
+    """Where in shared memory a tensor is, if its parameters say so.
+
+    Raises:
+        InvalidRequest: they say it wrongly.
+    """
+    region: object
+    offset: Any
+    size: Any
+    region, offset, size = map(parameters.get, _PLACE)
+    if region is None:
+        stray = [name for name in _PLACE if name in parameters]
+        if stray:
+            raise InvalidRequest(f"{what}: expected parameter 'shared_memory_region' beside {stray[0]!r}")
+        return None
+    offset = 0 if offset is None else offset
+    if not isinstance(region, str):
+        raise InvalidRequest(
+            f"{what}: expected parameter 'shared_memory_region' to be a name, got {region!r}"
+        )
+    for name, value in ((_PLACE[1], offset), (_PLACE[2], size)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_ELEMENTS:
+            raise InvalidRequest(f"{what}: expected parameter {name!r} in bytes, got {value!r}")
+    return Place(region, offset, size)
+
+
+def _check_place(tensor: InputTensor, count: int, place: Place) -> None:
+    if tensor.data or "binary_data_size" in tensor.parameters:
+        raise InvalidRequest(f"input {tensor.name!r}: expected shared memory or data, got both")
+    expected = count * ITEM_SIZES[tensor.datatype]
+    if tensor.datatype != "BYTES" and place.size_bytes != expected:
+        raise InvalidRequest(
+            f"input {tensor.name!r}: expected shared_memory_byte_size {expected} for"
+            f" {tensor.datatype} {tensor.shape}, got {place.size_bytes}",
+        )
 
 
 def _elements(tensor: InputTensor) -> int:
@@ -356,9 +416,9 @@ class Format(NamedTuple):
 
     outputs: tuple[str, ...]  # empty: all
     binary: tuple[bool, ...]  # one per output; one for all if `outputs` is empty
-    classes: tuple[
-        int, ...
-    ] = ()  # one per output: so many of its best classes, 0: itself; empty: none as classes
+    #: One per output: so many of its best classes, 0: itself; empty: none as classes.
+    classes: tuple[int, ...] = ()
+    places: Mapping[str, Place] = MappingProxyType({})  # outputs that go to shared memory
 
     def is_binary(self, index: int) -> bool:
         """Whether the output at this place travels as binary."""
@@ -385,7 +445,15 @@ def response_format(request: InferRequest, label: str, declared: Sequence[Tensor
         names.append(output.name)
     flags = tuple(_flag(output.parameters, "binary_data", default=default) for output in request.outputs)
     counts = tuple(_class_count(output.parameters) for output in request.outputs)
-    return Format(tuple(names), flags, counts if any(counts) else ())
+    places = {
+        output.name: place
+        for output in request.outputs
+        if (place := place_of(f"output {output.name!r}", output.parameters)) is not None
+    }
+    for output, count in zip(request.outputs, counts, strict=True):
+        if count and output.name in places:
+            raise InvalidRequest(f"output {output.name!r}: expected classes or shared memory, got both")
+    return Format(tuple(names), flags, counts if any(counts) else (), places)
 
 
 def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
@@ -486,7 +554,11 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
         InvalidRequest: JSON cannot carry the outputs, or not so much of them (ask for them as binary); or an
             output that is wanted as classes has none.
     """
-    plain_bytes = sum(view.size_bytes for index, view in enumerate(views) if not form.is_binary(index))
+    plain_bytes = sum(
+        view.size_bytes
+        for index, view in enumerate(views)
+        if not form.is_binary(index) and view.name not in form.places
+    )
     if plain_bytes > MAX_JSON_OUTPUT_BYTES:
         raise InvalidRequest(
             f"outputs: expected at most {MAX_JSON_OUTPUT_BYTES} bytes of tensors as JSON, got {plain_bytes}",
@@ -495,10 +567,15 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
     outputs: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     for index, view in enumerate(views):
+        place = form.places.get(view.name)
+        if place is not None:
+            where = dict(zip(_PLACE, (place.region, place.offset, view.size_bytes), strict=True))
+            outputs.append({**_described(view), "parameters": where})
+            continue
         raw = payload[view.offset : view.offset + view.size_bytes]
         if form.classes and form.classes[index]:
             view, raw = _as_classes(view, raw, form.classes[index], (labels or {}).get(view.name, ()))  # noqa: PLW2901 - it stands for the output from here on
-        described: dict[str, Any] = {"name": view.name, "datatype": view.datatype, "shape": view.shape}
+        described = _described(view)
         if form.is_binary(index):
             described["parameters"] = {"binary_data_size": view.size_bytes}
             parts.append(raw)
@@ -510,6 +587,10 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
         answer["parameters"] = parameters
     answer["outputs"] = outputs
     return _encode(answer), parts
+
+
+def _described(view: TensorView) -> dict[str, Any]:
+    return {"name": view.name, "datatype": view.datatype, "shape": view.shape}
 
 
 def with_id(json: bytes, request_id: str) -> bytes:

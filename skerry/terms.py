@@ -18,6 +18,7 @@ from skerry.errors import InvalidRequest
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+TIB = 1024 * GIB
 
 #: Bytes per element. BYTES has none: each element carries its own length.
 ITEM_SIZES: dict[str, int] = {

@@ -344,8 +344,6 @@ def test_numbers_without_measure_are_refused(header):
 @pytest.mark.parametrize(
     ("parameter", "kind", "message"),
     [
-        ("shared_memory_region", Unsupported, "the shared memory extension is not served"),
-        ("shared_memory_byte_size", Unsupported, "the shared memory extension is not served"),
         ("sequence_id", Unsupported, "the sequence extension is not served"),
         ("triton_x", InvalidRequest, "names that begin with triton_ are reserved"),
     ],
@@ -765,3 +763,58 @@ def test_requests_that_differ_in_their_id_only_are_recognised_as_one():
 )
 def test_what_may_be_no_plain_id_is_not_cut(header):
     assert oip.cut_id(header) == (None, "")
+
+
+def placed(**more):
+    return {"shared_memory_region": "r", "shared_memory_byte_size": 8} | more
+
+
+def test_tensors_in_shared_memory_are_located_there():
+    first = tensor(name="a", parameters=placed())
+    second = tensor(name="b", parameters={"binary_data_size": 8})
+    third = tensor(name="c", parameters=placed(shared_memory_region="s", shared_memory_offset=64))
+    inputs = located(first, second, third, binary_bytes=8)
+    assert inputs.places == {"a": oip.Place("r", 0, 8), "c": oip.Place("s", 64, 8)}
+    assert [view.offset for view in inputs.views] == [0, 0, 0]
+    assert [view.size_bytes for view in inputs.views] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"parameters": placed(shared_memory_byte_size=9)},
+            "expected shared_memory_byte_size 8 for FP32 [2], got 9",
+        ),
+        ({"parameters": placed(), "data": [1, 2]}, "expected shared memory or data, got both"),
+        ({"parameters": placed(binary_data_size=8)}, "expected shared memory or data, got both"),
+        ({"parameters": placed(shared_memory_region=7)}, "to be a name, got 7"),
+        ({"parameters": placed(shared_memory_offset=-1)}, "'shared_memory_offset' in bytes, got -1"),
+        ({"parameters": placed(shared_memory_offset=True)}, "'shared_memory_offset' in bytes, got True"),
+        ({"parameters": {"shared_memory_region": "r"}}, "'shared_memory_byte_size' in bytes, got None"),
+        (
+            {"parameters": {"shared_memory_offset": 8}, "data": [1, 2]},
+            "expected parameter 'shared_memory_region' beside 'shared_memory_offset'",
+        ),
+    ],
+)
+def test_shared_memory_that_does_not_fit_is_refused(more, message):
+    with pytest.raises(InvalidRequest) as caught:
+        located(tensor(**more), binary_bytes=0)
+    assert message in caught.value.message
+
+
+def test_shared_memory_for_the_whole_request_means_nothing():
+    with pytest.raises(InvalidRequest, match="expected it in an input or output"):
+        decode(tensor(data=[1, 2]), parameters={"shared_memory_region": "r"})
+
+
+def test_an_output_in_shared_memory_is_named_and_not_sent():
+    form = form_of(outputs=[{"name": "one", "parameters": placed(shared_memory_offset=16)}, {"name": "two"}])
+    assert form.places == {"one": oip.Place("r", 16, 8)}
+    header, parts = answer(form, VIEWS, PAYLOAD)
+    assert parts == []
+    first, second = json.loads(header)["outputs"]
+    assert first["parameters"] == placed(shared_memory_offset=16)
+    assert "data" not in first
+    assert second["data"] == [True, False]
