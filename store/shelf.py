@@ -34,6 +34,9 @@ SELECT = "SELECT stored_at, expires_at, seal, layout, payload, model FROM answer
 _TIMES = struct.Struct("<ddI")
 _encode_layout = msgspec.msgpack.Encoder().encode
 _decode_layout = msgspec.msgpack.Decoder(tuple[TensorView, ...]).decode
+#: Layouts by their bytes: a model's answers have few, and equal ones are the same object, by which callers know them.
+_layouts: dict[bytes, tuple[TensorView, ...]] = {}
+MAX_LAYOUTS = 1024
 
 
 class Answer(NamedTuple):
@@ -73,7 +76,7 @@ def open_row(key: bytes, row: tuple[float, float, bytes, bytes, bytes, int]) -> 
     try:
         if _seal(key, stored_at, expires_at, layout, payload) != seal:
             return None
-        views = _decode_layout(layout)
+        views = _layouts.get(layout) or _read_layout(layout)
     except (
         TypeError,
         ValueError,
@@ -84,6 +87,14 @@ def open_row(key: bytes, row: tuple[float, float, bytes, bytes, bytes, int]) -> 
         if not 0 <= view.offset <= view.offset + view.size_bytes <= len(payload):
             return None
     return Entry(Answer(views, payload), model, stored_at, expires_at)
+
+
+def _read_layout(layout: bytes) -> tuple[TensorView, ...]:
+    views = _decode_layout(layout)
+    if len(_layouts) >= MAX_LAYOUTS:
+        _layouts.clear()
+    _layouts[layout] = views
+    return views
 
 
 class Shelf:
