@@ -161,6 +161,7 @@ class Daemon:
             logs_in_force=self._logs,
             tracing=tracing,
         )
+        stack.callback(self._pages.regions.close)
         self._listen(stack)
         self._listen_grpc(stack)
         stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)

@@ -15,8 +15,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agent.sharing import Shared
 from providers.area import ALIGNMENT
-from providers.job import Job
+from providers.job import Job, RequestLayout
 from providers.queue import DEFAULT_LEVEL, LEVELS
 from skerry import oip
 from skerry.errors import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent.fallback import Chain
+    from agent.sharing import Registered
     from agent.version import Version
     from providers import wire
     from providers.instance import Instance
@@ -72,17 +74,29 @@ class Plan:
         "lendable",
         "parameters",
         "priority",
+        "regions",
         "tail",
         "timeout_s",
         "total_bytes",
     )
 
     def __init__(
-        self, version: Version, request: oip.InferRequest, inputs: oip.Inputs, binary_bytes: int
+        self,
+        version: Version,
+        request: oip.InferRequest,
+        inputs: oip.Inputs,
+        binary_bytes: int,
+        find: Callable[[str], Registered] | None = None,
     ) -> None:
         oip.check_inputs(version.label, version.inputs, inputs.views)
         self.form = oip.response_format(request, version.label, version.outputs)
-        self.layout = version.layout_of(inputs.views, self.form.outputs)
+        self.regions: tuple[Registered, ...] = ()  # of whoever asks, by the names that the request gives
+        if find is not None and (inputs.places or self.form.places):
+            shared = Shared(inputs, self.form, find)
+            self.regions = shared.used
+            self.layout = RequestLayout(shared.tensors, self.form.outputs, shared.regions, shared.targets)
+        else:
+            self.layout = version.layout_of(inputs.views, self.form.outputs)
         self.inferences = max(1, self.layout.rows) if version.max_batch > 1 else 1
         self.binary_bytes = binary_bytes
         self.tail = inputs.tail
@@ -115,6 +129,9 @@ class Client(Protocol):
 
     def refuse(self, error: SkerryError) -> None:
         """There is no answer."""
+
+    def find_region(self, name: str) -> Registered:
+        """The shared memory that whoever asks has registered under this name."""
 
     def continued(self, exchange: Exchange) -> None:
         """From now on `exchange` is the one to abandon: another model answers."""
@@ -252,6 +269,7 @@ class Exchange(Job):
         if (
             cache is not None
             and version.cache_policy is not None
+            and not plan.regions
             and self._answer_from(cache, plan, binary, scope)
         ):
             return
@@ -289,7 +307,7 @@ class Exchange(Job):
         header, request_id = oip.cut_id(json)
         if header is not None:
             plan = version.plans.get(header)
-            if plan is not None and plan.binary_bytes == binary_bytes:
+            if plan is not None and plan.binary_bytes == binary_bytes and self._may_use(plan):
                 self.request_id = request_id
                 return plan
         plan = self._make_plan(json, binary_bytes)
@@ -306,6 +324,13 @@ class Exchange(Job):
             version.plans[header] = plan
         return plan
 
+    def _may_use(self, plan: Plan) -> bool:
+        """Whether the shared memory that the plan was made for is still what this user calls so."""
+        client = self._client
+        return not plan.regions or (
+            client is not None and all(client.find_region(used.name) is used for used in plan.regions)
+        )
+
     def _make_plan(self, header: bytes, binary_bytes: int) -> Plan:
         version = self.version
         if header:
@@ -316,7 +341,8 @@ class Exchange(Job):
             request = oip.InferRequest([], parameters={"binary_data_output": True})
             inputs = oip.Inputs((view,), b"")
         self.request_id = request.id or ""
-        return Plan(version, request, inputs, binary_bytes)
+        find = None if self._client is None else self._client.find_region
+        return Plan(version, request, inputs, binary_bytes, find)
 
     def _answer_from(self, cache: OutputCache, plan: Plan, binary: memoryview, scope: str) -> bool:
         version = self.version
@@ -387,7 +413,7 @@ class Exchange(Job):
             stats.canceled += 1
             self._let_go()
         elif plan.answer_layout is layout:
-            self._succeed(plan.answer_json, [payload])
+            self._succeed(plan.answer_json, [payload] if layout.size_bytes else [])
         else:
             self._encode(plan, layout, payload)
 
@@ -467,7 +493,7 @@ class Exchange(Job):
 
 def _is_all_binary(plan: Plan, parts: list[memoryview], outputs: tuple[TensorView, ...]) -> bool:
     """Whether the payload goes out as it lies: next time nothing is left to encode."""
-    return len(parts) == len(outputs) and not plan.form.classes
+    return len(parts) + len(plan.form.places) == len(outputs) and not plan.form.classes
 
 
 def _is_answer_to(plan: Plan, version: Version, layout: ResultLayout) -> bool:

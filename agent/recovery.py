@@ -21,7 +21,7 @@ from agent import tasks
 from agent.clock import wall
 from agent.loader import is_loading
 from agent.states import Event, State
-from providers.launcher import CUT_OFF, WITH_ZYGOTE, describe_exit
+from providers.launcher import CUT_MEMORY, CUT_OFF, WITH_ZYGOTE, describe_exit
 from skerry.errors import NotFound, SkerryError, StorageFailed, Unavailable, Untrusted
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Recovery:
         how = describe_exit(status)
         version.step(Event.LOST, f"its worker {how} and is being replaced")
         # Neither a run that was cut off nor the zygote's end says anything against the model.
-        self._recover(version, how, crashed=status not in {CUT_OFF, WITH_ZYGOTE})
+        self._recover(version, how, crashed=status not in {CUT_MEMORY, CUT_OFF, WITH_ZYGOTE})
 
     def _recover(self, version: Version, how: str, *, crashed: bool) -> None:
         """Replace the worker, or give the version up if that was one crash too many."""

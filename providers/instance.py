@@ -24,11 +24,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import signal
 from typing import TYPE_CHECKING
 
 from providers import sends, wire
 from providers.area import Area
-from providers.launcher import CUT_OFF, describe_exit
+from providers.launcher import CUT_MEMORY, CUT_OFF, describe_exit
 from providers.lending import Lending
 from providers.link import Link
 from providers.queue import Queue
@@ -43,7 +44,6 @@ from skerry.errors import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from providers.job import Job
@@ -447,9 +447,9 @@ class Instance:
         if self._link is not None:
             self._link.write(frame)
 
-    def hand(self, sock: socket.socket) -> bool:
+    def hand(self, descriptor: int) -> bool:
         """Send the worker a copy of this descriptor; False if that cannot be done now."""
-        return self._link is not None and self._link.hand(sock)
+        return self._link is not None and self._link.hand(descriptor)
 
     def cancel_run(self, seq: int) -> None:
         """Tell the worker to stop this run."""
@@ -465,11 +465,17 @@ class Instance:
             self._link.process.kill()
 
     def _lost(self) -> None:
+        link = self._link
         process = self.detach()
-        if process is not None:
-            process.exited.add_done_callback(lambda exited: self._crashed(exited.result()))
+        if process is not None and link is not None:
+            process.exited.add_done_callback(lambda exited: self._crashed(link, exited.result()))
 
-    def _crashed(self, status: int) -> None:
+    def _crashed(self, link: Link, status: int) -> None:
+        if status == -signal.SIGBUS and (cut := link.cut_regions()):
+            status = CUT_MEMORY
+            for region in cut:
+                region.cut = True
+                region.close()
         crash = WorkerCrashed(
             f"model {self.label}: its worker {describe_exit(status)} while this request was in it",
             "the worker is being replaced; this input may be what the model cannot bear",

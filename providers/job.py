@@ -6,13 +6,14 @@ Leaves out: the queue and the worker (providers.instance), what the bytes mean (
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from providers import wire
 from skerry.terms import ITEM_SIZES, element_count
 
 if TYPE_CHECKING:
     from providers.costs import Curve
+    from providers.region import Region
     from skerry.errors import SkerryError
     from skerry.terms import TensorView
 
@@ -25,7 +26,7 @@ class ResultLayout:
     def __init__(self, tensors: tuple[TensorView, ...]) -> None:
         # A worker says so, and vendor code runs in workers: what lies outside is never looked at.
         for view in tensors:
-            if view.offset < 0 or view.size_bytes < 0:
+            if view.offset < wire.ELSEWHERE or view.size_bytes < 0:
                 raise wire.FrameError("a layout with negative offsets or sizes")
             if view.datatype not in ITEM_SIZES:
                 raise wire.FrameError(f"a layout with the datatype {view.datatype!r}")
@@ -37,6 +38,14 @@ class ResultLayout:
         self.size_bytes = wire.layout_size(tensors)
 
 
+class Target(NamedTuple):
+    """Where in a client's shared memory an output goes."""
+
+    region: Region
+    offset: int
+    size_bytes: int
+
+
 class RequestLayout:
     """What requests of one kind have in common. Compare by identity: whoever makes requests keeps it.
 
@@ -45,17 +54,38 @@ class RequestLayout:
         outputs: the outputs wanted, in order; empty: all.
         rows: the first dimension that all inputs share; 0: they share none, or it is empty.
         fits: equal for requests that can be one run: same names, datatypes, shapes and outputs.
+        regions: where each input lies: with the request (None), or there, at its offset; empty: all with it.
+        targets: output -> where in shared memory it goes.
         curve: what runs of such requests cost; set by the instance.
         known_to, number: the link that was told of it, and the number it was told (providers.link).
     """
 
-    __slots__ = ("curve", "fits", "known_to", "number", "outputs", "rows", "tensors")
+    __slots__ = (
+        "curve",
+        "fits",
+        "known_to",
+        "number",
+        "outputs",
+        "regions",
+        "rows",
+        "targets",
+        "tensors",
+    )
 
-    def __init__(self, tensors: tuple[TensorView, ...], outputs: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        tensors: tuple[TensorView, ...],
+        outputs: tuple[str, ...],
+        regions: tuple[Region | None, ...] = (),
+        targets: tuple[tuple[str, Target], ...] = (),
+    ) -> None:
         self.tensors = tensors
         self.outputs = outputs
+        self.regions = regions
+        self.targets = targets
         firsts = {view.shape[0] if view.shape else 0 for view in tensors}
-        self.rows = firsts.pop() if len(firsts) == 1 else 0
+        # What lies in shared memory runs by itself: two such requests may be about the same bytes.
+        self.rows = firsts.pop() if len(firsts) == 1 and not regions and not targets else 0
         # Strings of other lengths make another layout, which says how many bytes they take, and fit all the same.
         self.fits: object = self
         if any(view.datatype == "BYTES" for view in tensors):

@@ -38,6 +38,8 @@ ZYGOTE_TIMEOUT_S = 60.0
 #: is a crash of the model.
 WITH_ZYGOTE = 1 << 16
 CUT_OFF = 1 << 17
+#: Likewise: a client has cut off the shared memory that its request was in.
+CUT_MEMORY = 1 << 18
 
 
 def describe_exit(status: int) -> str:
@@ -46,6 +48,8 @@ def describe_exit(status: int) -> str:
         return "was lost together with the process it was forked from"
     if status == CUT_OFF:
         return "was killed for a run that did not stop"
+    if status == CUT_MEMORY:
+        return "was killed by SIGBUS, because a client had cut its shared memory off,"
     if status >= 0:
         return f"exited with status {status}"
     try:

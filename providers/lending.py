@@ -70,7 +70,7 @@ class Worker(Protocol):
     def write(self, frame: bytes) -> None:
         """Send it a frame."""
 
-    def hand(self, sock: socket.socket) -> bool:
+    def hand(self, descriptor: int) -> bool:
         """Send it a copy of this descriptor; False if that cannot be done now."""
 
     def cancel_run(self, seq: int) -> None:
@@ -140,7 +140,7 @@ class Lending:
             self._open_board()
         slot = self._free[-1]
         content = wire.encode(wire.Loan(self._board, slot, *form[:-1]))
-        if not self._worker.hand(sock):
+        if not self._worker.hand(sock.fileno()):
             return False
         self._free.pop()
         self._slots[slot] = _Slot(connection, form.timeout_s)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from providers.job import Job, RequestLayout
     from providers.launcher import Process
+    from providers.region import Region
     from providers.start import Channels
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Link:
         self._reader = wire.FrameReader()
         self._layouts: collections.deque[RequestLayout] = collections.deque()
         self._curves: dict[object, Curve] = {}
+        self._regions: dict[Region, int] = {}
+        self._last_region = 0
 
     # -- to the worker
 
@@ -98,9 +101,36 @@ class Link:
         if self.proof.max_batch > 1:
             layout.curve = self._curve_of(layout)
         self._layouts.append(layout)
-        frame = wire.frame(wire.LAYOUT, wire.encode(wire.Layout(number, layout.tensors, layout.outputs)))
+        regions = tuple(-1 if region is None else self._number_of(region) for region in layout.regions)
+        targets = {
+            name: wire.Target(self._number_of(target.region), target.offset, target.size_bytes)
+            for name, target in layout.targets
+        }
+        described = wire.Layout(number, layout.tensors, layout.outputs, regions, targets)
+        frame = wire.frame(wire.LAYOUT, wire.encode(described))
         self.write(frame)
         return len(frame)
+
+    def _number_of(self, region: Region) -> int:
+        """The number under which the worker knows a client's memory; tells it, if it does not."""
+        number = self._regions.get(region)
+        if number is None:
+            self._last_region += 1
+            number = self._regions[region] = self._last_region
+            region.users.add(self)
+            content = wire.MAP_RECORD.pack(number, region.size_bytes)
+            if self.hand(region.fd):
+                self.write(wire.frame(wire.MAP, content))
+            else:
+                log.error("model %s: the worker takes no descriptor; it is killed", self._label)
+                self.process.kill()
+        return number
+
+    def forget(self, region: Region) -> None:
+        """A client's memory is gone. See providers.region.User."""
+        number = self._regions.pop(region, None)
+        if number is not None:
+            self.write(wire.frame(wire.UNMAP, wire.UNMAP_RECORD.pack(number)))
 
     def _curve_of(self, layout: RequestLayout) -> Curve:
         """What runs of such requests cost in this worker; shared by those that fit together."""
@@ -131,10 +161,10 @@ class Link:
         except OSError:  # full or gone: the grace period decides
             log.debug("model %s: cancel of %d was not delivered", self._label, seq)
 
-    def hand(self, sock: socket.socket) -> bool:
+    def hand(self, descriptor: int) -> bool:
         """Send a copy of this descriptor; False if that cannot be done now."""
         try:
-            socket.send_fds(self.channels.control, [wire.CONNECTION], [sock.fileno()])
+            socket.send_fds(self.channels.control, [wire.DESCRIPTOR], [descriptor])
         except OSError:  # full, or gone
             return False
         return True
@@ -190,7 +220,13 @@ class Link:
         log.error("model %s: its worker does not keep to the protocol (%s); it is killed", self._label, error)
         self.process.kill()
 
+    def cut_regions(self) -> list[Region]:
+        """The clients' memory of this worker that its owner has cut off: touching it is SIGBUS."""
+        return [region for region in self._regions if region.has_shrunk()]
+
     def close(self) -> None:
         """End the worker; harmless when it has ended."""
+        for region in self._regions:
+            region.users.discard(self)
         self.channels.close()
         self.process.kill()  # one that has died by itself keeps its status

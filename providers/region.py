@@ -41,10 +41,11 @@ class Region:
         size_bytes: what may be used of it, from its beginning.
         owner: uid of the file's owner.
         alive: False once it was given up.
+        cut: its owner cut it off while a worker used it.
         users: links that have told their worker of it.
     """
 
-    __slots__ = ("alive", "fd", "key", "owner", "size_bytes", "users")
+    __slots__ = ("alive", "cut", "fd", "key", "owner", "size_bytes", "users")
 
     def __init__(self, key: str, fd: int, size_bytes: int, owner: int) -> None:
         self.key = key
@@ -52,6 +53,7 @@ class Region:
         self.size_bytes = size_bytes
         self.owner = owner
         self.alive = True
+        self.cut = False
         self.users: set[User] = set()
 
     def has_shrunk(self) -> bool:

@@ -29,12 +29,15 @@ from providers import wire
 from providers.area import SEALS
 from providers.arrays import numpy_dtype, raw_size, to_array, write_raw
 from providers.prove import failure
+from providers.shared import Inputs, Outputs
+from skerry.errors import SkerryError
 from skerry.terms import KIB, TensorView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from providers.session import Session
+    from providers.shared import Regions
 
 #: Answers of quick models leave together, but none waits longer than this for the next.
 FLUSH_NS = 200_000
@@ -47,12 +50,27 @@ _now = time.perf_counter_ns
 class Prepared:
     """A request layout, ready to become feeds: only offsets are added per request."""
 
-    __slots__ = ("has_bytes", "names", "rows", "tensors")
+    __slots__ = ("has_bytes", "names", "problem", "rows", "shared", "targets", "tensors")
 
-    def __init__(self, layout: wire.Layout, outputs: dict[str, str]) -> None:
+    def __init__(self, layout: wire.Layout, outputs: dict[str, str], regions: Regions) -> None:
         self.names = layout.outputs or tuple(outputs)
         self.has_bytes = "BYTES" in {outputs[name] for name in self.names}
-        self.tensors = [(*view, numpy_dtype(view.datatype)) for view in layout.tensors]
+        here = [
+            view
+            for index, view in enumerate(layout.tensors)
+            if not layout.regions or layout.regions[index] < 0
+        ]
+        self.tensors = [(*view, numpy_dtype(view.datatype)) for view in here]
+        self.shared: Inputs | None = None
+        self.targets: Outputs | None = None
+        self.problem: SkerryError | None = None  # with those regions
+        try:
+            if any(number >= 0 for number in layout.regions):
+                self.shared = Inputs(layout.tensors, layout.regions, regions)
+            if layout.targets:
+                self.targets = Outputs(layout.targets, regions)
+        except SkerryError as error:
+            self.problem = error
         shapes = [view.shape for view in layout.tensors]
         self.rows = shapes[0][0] if shapes and shapes[0] else 1
 
@@ -65,7 +83,8 @@ class _Answer(NamedTuple):
     """An arrangement of outputs that the daemon knows under a number."""
 
     number: int
-    sizes: tuple[int, ...]
+    views: tuple[TensorView, ...]
+    sizes: tuple[int, ...]  # in the answer itself: 0 for what lies elsewhere
     total: int
     small: bool
 
@@ -198,6 +217,10 @@ class Runner:
                     if dtype is not None
                     else to_array(datatype, shape, common.area, begin + offset, size)
                 )
+            if prepared.shared is not None:
+                prepared.shared.add_to(feeds)
+            if prepared.problem is not None:
+                raise prepared.problem  # noqa: TRY301 - it is answered like any other
             started = _now()
             arrays = session.run(prepared.names, feeds, options)
             ran = _now()
@@ -314,8 +337,10 @@ class Runner:
         if prepared.has_bytes:
             key = (key, tuple(self._sizes(prepared, arrays)))
         answer = self._answers.get((prepared, key)) or self._announce(prepared, key, arrays)
+        if prepared.targets is not None:
+            arrays = prepared.targets.take(prepared.names, arrays, common.datatypes)
         if answer.total > room_bytes:
-            self._answer_apart(seq, prepared, answer, arrays, times)
+            self._answer_apart(seq, answer, arrays, times)
             return
         if answer.small:
             # Six times as quick as laying arrays over the memory; what is large is not worth two copies.
@@ -328,20 +353,17 @@ class Runner:
         self._done += wire.DONE_RECORD.pack(seq, answer.number, rows, input_ns, run_ns, _now() - ran)
 
     def _answer_apart(
-        self,
-        seq: int,
-        prepared: Prepared,
-        answer: _Answer,
-        arrays: list[np.ndarray],
-        times: tuple[int, int, int, int],
+        self, seq: int, answer: _Answer, arrays: list[np.ndarray], times: tuple[int, int, int, int]
     ) -> None:
         descriptor = os.memfd_create("skerry-answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, answer.total)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
-            views = self._views(prepared, arrays, answer.sizes)
+            views = answer.views
             with mmap.mmap(descriptor, answer.total) as area, memoryview(area) as out:
                 for view, values in zip(views, arrays, strict=True):
+                    if view.offset == wire.ELSEWHERE:
+                        continue
                     with out[view.offset : view.offset + view.size_bytes] as part:
                         write_raw(values, view.datatype, part)
             self._flush()
@@ -370,14 +392,14 @@ class Runner:
             for name, values in zip(prepared.names, arrays, strict=True)
         ]
 
-    def _views(
-        self, prepared: Prepared, arrays: list[np.ndarray], sizes: Iterable[int]
-    ) -> tuple[TensorView, ...]:
+    def _views(self, prepared: Prepared, arrays: list[np.ndarray]) -> tuple[TensorView, ...]:
         views = []
         at = 0
-        for name, values, size in zip(prepared.names, arrays, sizes, strict=True):
-            views.append(TensorView(name, self._common.datatypes[name], tuple(values.shape), at, size))
-            at += size
+        for name, values, size in zip(prepared.names, arrays, self._sizes(prepared, arrays), strict=True):
+            elsewhere = prepared.targets is not None and name in prepared.targets
+            offset = wire.ELSEWHERE if elsewhere else at
+            views.append(TensorView(name, self._common.datatypes[name], tuple(values.shape), offset, size))
+            at += 0 if elsewhere else size
         return tuple(views)
 
     def _announce(self, prepared: Prepared, key: tuple[Any, ...], arrays: list[np.ndarray]) -> _Answer:
@@ -387,11 +409,11 @@ class Runner:
         else:
             oldest = next(iter(self._answers))
             number = self._answers.pop(oldest).number
-        sizes = tuple(self._sizes(prepared, arrays))
+        views = self._views(prepared, arrays)
+        sizes = tuple(0 if view.offset == wire.ELSEWHERE else view.size_bytes for view in views)
         total = sum(sizes)
         small = total <= SMALL_BYTES and not prepared.has_bytes
-        answer = self._answers[prepared, key] = _Answer(number, sizes, total, small)
+        answer = self._answers[prepared, key] = _Answer(number, views, sizes, total, small)
         self._flush()  # answers that used this number before must be read with its old meaning
-        layout = wire.Layout(number, self._views(prepared, arrays, sizes))
-        self._common.send(wire.LAYOUT, wire.encode(layout))
+        self._common.send(wire.LAYOUT, wire.encode(wire.Layout(number, views)))
         return answer

@@ -17,6 +17,8 @@ Two pipes, because writing and reading one costs a third of what a socket costs:
     worker -> daemon   ERROR     one request failed; the worker lives on
     daemon -> worker   LEND      a client's connection, whose descriptor comes through the control socket
     daemon -> worker   RECALL    give every lent connection back
+    daemon -> worker   MAP       a client's shared memory, whose descriptor comes through the control socket
+    daemon -> worker   UNMAP     it is not used any more
     worker -> daemon   RETURN    one lent connection, with what was read of it and not answered
 
 A frame is a kind, its length and its content, and is never larger than the pipe, so that one write takes all
@@ -27,7 +29,7 @@ The control socket (SOCK_SEQPACKET) carries what comes before, must not wait, or
     daemon -> worker   spec      once, first
     worker -> daemon   READY or FAILED
     daemon -> worker   CANCEL    read by a thread of its own while a run is in progress; a descriptor that
-                                 comes along instead is the connection of the next LEND
+                                 comes along instead is that of the next LEND or MAP
     worker -> daemon   OVERSIZE  the outputs did not fit; a descriptor that holds them comes along
 """
 
@@ -53,6 +55,8 @@ BATCH = 6
 LEND = 7
 RECALL = 8
 RETURN = 9
+MAP = 10
+UNMAP = 11
 
 #: kind, bytes that follow
 FRAME = struct.Struct("<II")
@@ -65,8 +69,14 @@ DONE_RECORD = struct.Struct("<QIIQQQ")
 Done = tuple[int, int, int, int, int, int]
 #: seq
 CANCEL_RECORD = struct.Struct("<Q")
-#: What a connection's descriptor comes along with.
-CONNECTION = b"c"
+#: What a descriptor comes along with.
+DESCRIPTOR = b"d"
+#: number, bytes that may be used
+MAP_RECORD = struct.Struct("<IQ")
+#: number
+UNMAP_RECORD = struct.Struct("<I")
+#: Offset of a tensor that lies in a client's shared memory and not with its request or answer.
+ELSEWHERE = -1
 #: The seq that stands for the run on a lent connection; requests are numbered from 1.
 CANCEL_LENT = 0
 
@@ -170,12 +180,26 @@ class Failure(msgspec.Struct, frozen=True):
     kind: str = "execution"  # execution | invalid | deadline
 
 
+class Target(msgspec.Struct, frozen=True, array_like=True):
+    """Where in a mapped region an output goes."""
+
+    region: int
+    offset: int
+    size_bytes: int
+
+
 class Layout(msgspec.Struct, frozen=True, array_like=True):
-    """A numbered arrangement of tensors, offsets relative to where a record says they begin."""
+    """A numbered arrangement of tensors, offsets relative to where a record says they begin.
+
+    A request's `regions` says for each tensor in which mapped region its offset counts, -1 being none; empty: none of
+    them. Its `targets` has the outputs that go to such regions. Of an answer, such outputs have the offset ELSEWHERE.
+    """
 
     number: int
     tensors: tuple[TensorView, ...]
     outputs: tuple[str, ...] = ()  # requested outputs in order; empty: all
+    regions: tuple[int, ...] = ()
+    targets: dict[str, Target] = {}
 
 
 class Loan(msgspec.Struct, frozen=True, array_like=True):
@@ -285,4 +309,4 @@ class FrameReader:
 
 def layout_size(tensors: tuple[TensorView, ...]) -> int:
     """Bytes from the beginning of a layout to the end of its last tensor."""
-    return max((view.offset + view.size_bytes for view in tensors), default=0)
+    return max((view.offset + view.size_bytes for view in tensors if view.offset != ELSEWHERE), default=0)

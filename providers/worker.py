@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 from providers import board, prove, sandbox, wire
 from providers.loans import Loans
 from providers.runner import Common, Prepared, Runner
+from providers.shared import Regions
 from skerry.errors import TooLarge
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class Desk:
         self._frames: collections.deque[_Frame] = collections.deque()
         self._layouts: dict[int, Prepared] = {}
         self._loans: Loans | None = None  # made with the first connection that is lent
-        self._lent: queue.SimpleQueue[int] = queue.SimpleQueue()  # descriptors, in the order of their LEND
+        # Those that came through the control socket, in the order of the frames that they belong to.
+        self._descriptors: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._regions = Regions()
         share = wire.MAX_LAYOUTS // runners
         self.runners = [Runner(common, range(i * share, (i + 1) * share)) for i in range(runners)]
 
@@ -138,17 +141,28 @@ class Desk:
 
     def _sort(self, frames: Iterable[tuple[int, memoryview]]) -> None:
         for kind, content in frames:
-            if kind == wire.LAYOUT:
-                layout = wire.decode_layout(content)
-                # A new dict: frames that came before, and may still wait, keep the meaning of their numbers.
-                self._layouts = {**self._layouts, layout.number: Prepared(layout, self._common.datatypes)}
-            elif kind == wire.LEND:
-                self._borrow(wire.decode_loan(content))
-            elif kind == wire.RECALL:
-                if self._loans is not None:
-                    self._loans.return_all()
-            else:
+            if kind in {wire.RUN, wire.ALONE, wire.BATCH}:
                 self._frames.append((kind, content, self._layouts))
+            elif kind == wire.LAYOUT:
+                layout = wire.decode_layout(content)
+                prepared = Prepared(layout, self._common.datatypes, self._regions)
+                # A new dict: frames that came before, and may still wait, keep the meaning of their numbers.
+                self._layouts = {**self._layouts, layout.number: prepared}
+            else:
+                self._sort_seldom(kind, content)
+
+    def _sort_seldom(self, kind: int, content: memoryview) -> None:
+        if kind == wire.LEND:
+            self._borrow(wire.decode_loan(content))
+        elif kind == wire.RECALL:
+            if self._loans is not None:
+                self._loans.return_all()
+        elif kind == wire.MAP:
+            number, size_bytes = wire.MAP_RECORD.unpack(content)
+            self._regions.add(number, size_bytes, self._descriptors.get())
+        else:
+            (number,) = wire.UNMAP_RECORD.unpack(content)
+            self._regions.forget(number)
 
     def _borrow(self, loan: wire.Loan) -> None:
         """Take a client's connection. Only where there is one runner: others would not wait for its requests."""
@@ -156,15 +170,15 @@ class Desk:
         if self._loans is None:
             cells = common.memory[loan.board : loan.board + board.BYTES].cast("Q")
             self._loans = Loans(common.session, self._requests_fd, cells, common.send, common.new_options)
-        self._loans.add(loan, self._lent.get())
+        self._loans.add(loan, self._descriptors.get())
 
     def _listen(self) -> None:
         """The control thread: stop the run that the daemon names, or keep it from beginning; take descriptors."""
         while True:
             packet, descriptors, _, _ = socket.recv_fds(self._common.control, 64, 1)
-            if packet == wire.CONNECTION:
+            if packet == wire.DESCRIPTOR:
                 # Without room for one more descriptor, the packet comes alone.
-                self._lent.put(descriptors[0] if descriptors else -1)
+                self._descriptors.put(descriptors[0] if descriptors else -1)
                 continue
             if not packet:
                 return

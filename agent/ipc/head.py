@@ -40,6 +40,7 @@ class Head(NamedTuple):
     page: Page | None
     model: str = ""
     version: int | None = None
+    region: str | None = None
     body_bytes: int = 0
     json_bytes: int = -1
     keep_alive: bool = True
@@ -136,7 +137,7 @@ def _parse(raw: bytes) -> Head:
         encoding = named(headers.get(b"content-encoding", b""))
         json_bytes = _json_bytes(headers, body_bytes if encoding is None else -1)
         acting_uid = _acting_uid(headers)
-        page, model, version = routes.find(method, fields.url)
+        page, model, version, region = routes.find(method, fields.url)
         if page is not Page.INFER:
             _check_page_body(body_bytes)
     except SkerryError as error:
@@ -145,6 +146,7 @@ def _parse(raw: bytes) -> Head:
         page,
         model,
         version,
+        region,
         json_bytes=json_bytes,
         acting_uid=acting_uid,
         encoding=encoding,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from agent.infer import Plan
     from agent.ipc.listener import Listener
     from agent.ipc.peer import Peer
+    from agent.sharing import Registered
     from agent.version import Version
 
 #: Bodies from this size on are received into shared memory; smaller ones are copied there, which is quicker.
@@ -384,6 +385,10 @@ class Connection(asyncio.BufferedProtocol):
     def owner(self) -> int:
         """Whose requests come from here."""
         return self.peer.uid
+
+    def find_region(self, name: str) -> Registered:
+        """See agent.infer.Client."""
+        return self._listener.pages.regions.find(self.peer.uid, name)
 
     def _open_exchange(self, head: Head) -> Exchange:
         """Begin the inference, if this peer may have one now. `_close_exchange` is its other end."""

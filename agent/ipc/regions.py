@@ -11,12 +11,13 @@ Rules
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from providers.region import Region, open_region
-from skerry.errors import InvalidRequest, NotFound, Overloaded
+from agent.sharing import Registered
+from providers.region import open_region
+from skerry.errors import Denied, InvalidRequest, NotFound, Overloaded
 from skerry.terms import TIB
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - this is where shm_open keeps them
@@ -24,6 +25,9 @@ FOLDER = Path("/dev/shm")  # noqa: S108 - this is where shm_open keeps them
 MAX_PER_USER = 64
 MAX_REGIONS = 1024
 MAX_NAME = 256
+#: Times that a user's memory may be cut off under a worker, which costs others their requests, before none of it is
+#: taken any more.
+MAX_CUTS = 3
 
 
 class Registration(msgspec.Struct, frozen=True):
@@ -34,30 +38,28 @@ class Registration(msgspec.Struct, frozen=True):
     offset: int = 0
 
 
-class Registered(NamedTuple):
-    """A name and what it stands for: `size_bytes` bytes of a region, from `offset` on."""
-
-    name: str
-    key: str
-    offset: int
-    size_bytes: int
-    region: Region
-
-
 class Regions:
     """What is registered; `folder` is where the system keeps POSIX shared memory."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self._folder = folder
         self._known: dict[int, dict[str, Registered]] = {}
+        self._cuts: dict[int, int] = {}
 
     def register(self, uid: int, name: str, wanted: Registration) -> None:
         """Give memory of this user a name.
 
         Raises:
             InvalidRequest: the name is taken, or something about the memory is wrong.
-            NotFound, Denied, Overloaded: see providers.region.open_region.
+            Denied: this user's memory was cut off too often; or see providers.region.open_region.
+            NotFound, Overloaded: see there.
         """
+        self._count_cuts(uid)
+        if self._cuts.get(uid, 0) >= MAX_CUTS:
+            raise Denied(
+                f"shared memory of uid {uid}: it was cut off {MAX_CUTS} times while a model used it",
+                "unregister a region before its file is truncated; this lasts until the daemon restarts",
+            )
         mine = self._known.setdefault(uid, {})
         if not 0 < len(name) <= MAX_NAME:
             raise InvalidRequest(
@@ -85,6 +87,7 @@ class Regions:
     def unregister(self, uid: int, name: str | None) -> None:
         """End one of this user's regions, or all. One that is not registered is no error, as in Triton."""
         mine = self._known.get(uid, {})
+        self._count_cuts(uid)
         for gone in [name] if name is not None else list(mine):
             found = mine.pop(gone, None)
             if found is not None:
@@ -98,6 +101,7 @@ class Regions:
         Raises:
             NotFound: there is none of this name.
         """
+        self._count_cuts(uid)
         mine = self._known.get(uid, {})
         chosen = list(mine.values()) if name is None else [self.find(uid, name)]
         return [
@@ -112,14 +116,17 @@ class Regions:
             NotFound: nothing.
         """
         found = self._known.get(uid, {}).get(name)
-        if found is not None and not found.region.alive:  # given up: its owner cut it under a worker
-            self.unregister(uid, name)
-            found = None
-        if found is None:
+        if found is None or not found.region.alive:
             raise NotFound(
                 f"shared memory region {name!r}: expected one that this user has registered, got none of this name"
             )
         return found
+
+    def _count_cuts(self, uid: int) -> None:
+        """Take out what was given up because its owner cut it off."""
+        mine = self._known.get(uid, {})
+        for name in [name for name, found in mine.items() if not found.region.alive]:
+            self._cuts[uid] = self._cuts.get(uid, 0) + mine.pop(name).region.cut
 
     def close(self) -> None:
         """Give everything up."""

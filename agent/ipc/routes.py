@@ -44,6 +44,12 @@ class Page(enum.Enum):
     REFRESH = enum.auto()
     CLEAR = enum.auto()
     DENIALS = enum.auto()
+    SHARED = enum.auto()
+    SHARE = enum.auto()
+    UNSHARE = enum.auto()
+    CUDA_SHARED = enum.auto()
+    CUDA_SHARE = enum.auto()
+    CUDA_UNSHARE = enum.auto()
 
 
 #: Whoever may connect may see whether we live.
@@ -76,6 +82,12 @@ _ROUTES: list[tuple[re.Pattern[str], dict[str, Page]]] = [
         (_REPOSITORY + "/index", {"POST": Page.INDEX}),
         (_REPOSITORY + "/models/(?P<model>[^/]+)/load", {"POST": Page.LOAD}),
         (_REPOSITORY + "/models/(?P<model>[^/]+)/unload", {"POST": Page.UNLOAD}),
+        ("/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?/status", {"GET": Page.SHARED}),
+        ("/v2/systemsharedmemory/region/(?P<region>[^/]+)/register", {"POST": Page.SHARE}),
+        ("/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?/unregister", {"POST": Page.UNSHARE}),
+        ("/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/status", {"GET": Page.CUDA_SHARED}),
+        ("/v2/cudasharedmemory/region/(?P<region>[^/]+)/register", {"POST": Page.CUDA_SHARE}),
+        ("/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/unregister", {"POST": Page.CUDA_UNSHARE}),
         ("/v2/logging", {"GET": Page.LOGGING, "POST": Page.SET_LOGGING}),
         ("/v2/trace/setting", {"GET": Page.TRACE, "POST": Page.SET_TRACE}),
         ("/metrics", {"GET": Page.METRICS}),
@@ -99,11 +111,12 @@ class MethodNotAllowed(InvalidRequest):
 
 
 class Route(NamedTuple):
-    """A page, and the model that its path names; the empty name where it names none."""
+    """A page, and the model that its path names; the empty name where it names none. Likewise a region of memory."""
 
     page: Page
     model: str = ""
     version: int | None = None
+    region: str | None = None
 
 
 def find(method: str, url: bytes) -> Route:
@@ -138,6 +151,7 @@ def find(method: str, url: bytes) -> Route:
         page,
         check_model_name(model) if model is not None else "",
         parse_version(version) if version is not None else None,
+        found.get("region"),
     )
 
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.access import Action
-from agent.ipc.pages import logs, metadata, own, repository, statistics, traces
+from agent.ipc.pages import logs, metadata, own, repository, shared, statistics, traces
 from agent.ipc.pages.content import Content
+from agent.ipc.regions import Regions
 from agent.version import Asleep
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Pages:
         models: the table that inferences are looked up in.
         cache: the output cache, if there is one.
         tracing: what is traced, if anything.
+        regions: the clients' shared memory.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes what the topics need
@@ -62,7 +64,9 @@ class Pages:
         self._gate = gate
         self.cache = cache
         self.tracing = tracing
+        self.regions = Regions()
         topics = (
+            shared.Shared(self.regions),
             metadata.Metadata(node, models, self._readable, cached=cache is not None),
             statistics.Numbers(node, models, self._readable, cache, gate),
             repository.Repository(models, self._readable),

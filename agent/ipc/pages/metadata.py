@@ -36,6 +36,7 @@ EXTENSIONS = [
     "parameters",
     "schedule_policy",
     "statistics",
+    "system_shared_memory",
     "trace",
 ]
 

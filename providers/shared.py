@@ -1,0 +1,166 @@
+"""Tensors in memory that clients share: the worker's side.
+
+Does: map regions that the daemon names, lay inputs over them, put outputs there.
+Leaves out: who may use which memory (the daemon has checked that), requests (providers.runner).
+
+Rules
+ * Its owner may write there at any time, also during a run. What a kernel first checks and then uses, indices in the
+   first place, is therefore copied before the run; other tensors are read where they lie, and a client that writes
+   during a run spoils its own answer.
+ * Its owner may cut the file under us, and then touching it is SIGBUS. The daemon knows whose doing that was.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from providers.arrays import numpy_dtype, raw_size, to_array, write_raw
+from skerry.errors import ExecutionFailed, InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from providers import wire
+    from skerry.terms import TensorView
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+_NOTHING = np.empty(0, np.uint8)
+#: Kernels take these as indices, axes and shapes.
+_CHECKED_THEN_USED = {"INT32", "INT64"}
+
+
+class Regions:
+    """The regions that are mapped, by the daemon's number."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap | str] = {}
+        self._users: dict[int, list[Inputs | Outputs]] = {}
+
+    def add(self, number: int, size_bytes: int, descriptor: int) -> None:
+        """Map one; its descriptor, which is ours from here on, is -1 if it did not arrive. Never raises."""
+        if descriptor < 0:
+            self._maps[number] = "no descriptor is left for it"
+            return
+        try:
+            self._maps[number] = mmap.mmap(descriptor, size_bytes)
+        except (OSError, ValueError) as error:
+            self._maps[number] = str(error)
+        finally:
+            os.close(descriptor)
+
+    def forget(self, number: int) -> None:
+        """Unmap one, once the last run over it has ended."""
+        self._maps.pop(number, None)
+        for user in self._users.pop(number, ()):
+            user.release()
+
+    def get(self, number: int, user: Inputs | Outputs) -> mmap.mmap:
+        """The mapping, until `user` is released.
+
+        Raises:
+            ExecutionFailed: it could not be mapped.
+        """
+        found = self._maps.get(number, "it is not known any more")
+        if isinstance(found, str):
+            raise ExecutionFailed(
+                f"shared memory: the worker could not map it: {found}",
+                "what is mapped counts towards limits.memory in the model's manifest",
+            )
+        self._users.setdefault(number, []).append(user)
+        return found
+
+
+class Inputs:
+    """The inputs of one request layout that lie in regions.
+
+    Args:
+        tensors: all inputs.
+        numbers: where each lies; -1: with the request.
+        regions: as mapped now.
+    """
+
+    def __init__(self, tensors: Sequence[TensorView], numbers: Sequence[int], regions: Regions) -> None:
+        self._laid: dict[str, Array] = {}
+        self._copied: list[tuple[TensorView, mmap.mmap]] = []
+        for view, number in zip(tensors, numbers, strict=True):
+            if number < 0:
+                continue
+            memory = regions.get(number, self)
+            dtype = numpy_dtype(view.datatype)
+            if dtype is None or view.datatype in _CHECKED_THEN_USED:
+                self._copied.append((view, memory))
+            else:
+                self._laid[view.name] = np.ndarray(view.shape, dtype, memory, view.offset)
+
+    def add_to(self, feeds: dict[str, Array]) -> None:
+        """Add them to what a run is fed with."""
+        if not self._laid and not self._copied:
+            raise _gone()
+        feeds.update(self._laid)
+        for view, memory in self._copied:
+            kept = memory[view.offset : view.offset + view.size_bytes]
+            feeds[view.name] = to_array(view.datatype, view.shape, kept, 0, view.size_bytes)
+
+    def release(self) -> None:
+        """The memory is not ours any more."""
+        self._laid, self._copied = {}, []
+
+
+class Outputs:
+    """The outputs of one request layout that go to regions.
+
+    Args:
+        targets: output -> where it goes.
+        regions: as mapped now.
+    """
+
+    def __init__(self, targets: Mapping[str, wire.Target], regions: Regions) -> None:
+        self._places = {
+            name: memoryview(regions.get(target.region, self))[
+                target.offset : target.offset + target.size_bytes
+            ]
+            for name, target in targets.items()
+        }
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def take(
+        self, names: Sequence[str], arrays: Sequence[Array], datatypes: Mapping[str, str]
+    ) -> list[Array]:
+        """Write the outputs that have a place to it; returns all of them, those replaced by empty ones.
+
+        Raises:
+            InvalidRequest: one does not fit.
+        """
+        if not self._places:
+            raise _gone()
+        left = []
+        for name, values in zip(names, arrays, strict=True):
+            place = self._places.get(name)
+            if place is None:
+                left.append(values)
+                continue
+            size = raw_size(values, datatypes[name])
+            if size > len(place):
+                raise InvalidRequest(
+                    f"output {name!r}: expected at most {len(place)} bytes, the room in shared memory, got {size}"
+                )
+            write_raw(values, datatypes[name], place[:size])
+            left.append(_NOTHING)
+        return left
+
+    def release(self) -> None:
+        """The memory is not ours any more."""
+        self._places = {}
+
+
+def _gone() -> InvalidRequest:
+    return InvalidRequest(
+        "shared memory: expected a region that is registered, got one that was taken back meanwhile"
+    )
