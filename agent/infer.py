@@ -449,16 +449,17 @@ class Exchange(Job):
     def _succeed(self, json: bytes, parts: list[memoryview]) -> None:
         stats = self.version.stats
         stats.success += 1
-        took_us = (time.perf_counter_ns() - self._begun_ns) // 1000
+        now_ns = time.perf_counter_ns()
+        took_us = (now_ns - self._begun_ns) // 1000
         stats.request_us += took_us
         stats.latency.record(took_us)
         if self._done is not None:
             _, _, _, input_ns, infer_ns, output_ns = self._done
+            stats.last_run_ns = now_ns
             stats.inference_count += self.plan.inferences
-            # Rounded: cut off, a step of less than a microsecond would never count.
-            stats.compute_input_us += (input_ns + 500) // 1000
-            stats.compute_infer_us += (infer_ns + 500) // 1000
-            stats.compute_output_us += (output_ns + 500) // 1000
+            stats.compute_input_ns += input_ns
+            stats.compute_infer_ns += infer_ns
+            stats.compute_output_ns += output_ns
             stats.queue_us += max(0, took_us - (input_ns + infer_ns + output_ns) // 1000)
         client = self._client
         assert client is not None  # noqa: S101 - an abandoned exchange does not come here

@@ -6,6 +6,7 @@ Leaves out: the text format (agent.metrics).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,6 @@ class Statistics:
     `inference_count` leaves cache hits out and counts the rows of a request to a model that batches, `success`
     counts requests, cache hits among them: Triton's definitions. `execution_count` counts runs, however many requests
     were in them; `batches` has them by their rows, which are 1 where the model does not batch.
-    `last_inference_ms` is the wall clock at the end of the last run, in milliseconds since 1970; 0: none.
     `fallbacks` counts the requests that another model took over; they count there.
     """
 
@@ -46,15 +46,15 @@ class Statistics:
         "cache_miss_us",
         "cache_misses",
         "canceled",
-        "compute_infer_us",
-        "compute_input_us",
-        "compute_output_us",
+        "compute_infer_ns",
+        "compute_input_ns",
+        "compute_output_ns",
         "execution_count",
         "fail_us",
         "failed",
         "fallbacks",
         "inference_count",
-        "last_inference_ms",
+        "last_run_ns",
         "latency",
         "queue_us",
         "rejected",
@@ -70,14 +70,15 @@ class Statistics:
         self.fallbacks = 0
         self.inference_count = 0
         self.execution_count = 0
-        self.last_inference_ms = 0
         self.fail_us = 0
+        self.batches: dict[int, BatchStat] = {}
+        self.last_run_ns = 0  # on time.perf_counter_ns; 0: none yet
         self.request_us = 0
         self.queue_us = 0
-        self.compute_input_us = 0
-        self.compute_infer_us = 0
-        self.compute_output_us = 0
-        self.batches: dict[int, BatchStat] = {}
+        # What requests took in the worker; steps of less than a microsecond add up, too.
+        self.compute_input_ns = 0
+        self.compute_infer_ns = 0
+        self.compute_output_ns = 0
         self.cache_hits = 0
         self.cache_misses = 0
         self.cache_hit_us = 0
@@ -99,19 +100,39 @@ class Statistics:
         self.success += tally.requests
         self.inference_count += tally.rows
         self.execution_count += tally.requests
-        self.last_inference_ms = int(wall() * 1000)
+        self.last_run_ns = time.perf_counter_ns()
         self.request_us += tally.request_ns // 1000
-        self.compute_infer_us += tally.run_ns // 1000
+        self.compute_infer_ns += tally.run_ns
         self.latency.add(tally.buckets)
         # By their mean size: clients of one model seldom differ, and a count for each would cost every request.
         stat = self._batch_of(tally.rows // tally.requests)
         stat.count += tally.requests
         stat.compute_infer_ns += tally.run_ns
 
+    @property
+    def last_inference_ms(self) -> int:
+        """The wall clock at the end of the last run, in milliseconds since 1970; 0: none."""
+        ago_ns = time.perf_counter_ns() - self.last_run_ns
+        return int(wall() * 1000) - ago_ns // 1_000_000 if self.last_run_ns else 0
+
+    @property
+    def compute_input_us(self) -> int:
+        """Before ONNX Runtime."""
+        return self.compute_input_ns // 1000
+
+    @property
+    def compute_infer_us(self) -> int:
+        """In ONNX Runtime."""
+        return self.compute_infer_ns // 1000
+
+    @property
+    def compute_output_us(self) -> int:
+        """After it."""
+        return self.compute_output_ns // 1000
+
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count one run of the model over so many rows, and what it took around and in ONNX Runtime."""
         self.execution_count += 1
-        self.last_inference_ms = int(wall() * 1000)
         stat = self.batches.get(rows) or self._batch_of(rows)
         stat.count += 1
         stat.compute_input_ns += input_ns

@@ -8,10 +8,11 @@ bytes mean (skerry.oip).
 
 Rules
  * The memory and the queue belong to the instance, not to the worker: they outlive a crash.
- * A request that finds nobody waiting goes straight to the worker. One send more than there are runners is under way,
-   so that the next is there when one ends, unless runs are so long that this gains nothing. What comes meanwhile waits
-   here and leaves together, so a busy worker is woken once for many requests, and nothing waits for a timer, except
-   where the manifest's `max_queue_delay_us` asks for it.
+ * A request that finds the worker idle goes straight to it. What else comes in the same turn of the loop leaves
+   together at its end. One send more than there are runners is under way, so that the next is there when one ends,
+   unless runs are so long that this gains nothing. What comes meanwhile waits here and leaves together as well, so a
+   busy worker is woken once for many requests, and nothing waits for a timer, except where `max_queue_delay_us` in the
+   manifest asks for it.
  * One timer for all deadlines, set for the earliest, and none at all when nothing is under way.
  * A batch is stopped when all its requests were stopped or are late. One that is late beside others is told at once;
    its memory comes back with the others'.
@@ -102,8 +103,8 @@ class Instance:
         self._delay_s = 0.0  # the same, where batches are proven
         self._runners = 1
         self._limit = 1  # sends under way
-        self._direct_below = 0  # the same, as long as a request need not wait
         self._is_eager = False  # what comes may be sent though the limit is reached
+        self._is_sending = False  # at the end of this turn of the loop
         self._lone_kind = wire.RUN
 
     # -- requests
@@ -126,29 +127,25 @@ class Instance:
         """
         if self.lending:
             self.lending.make_way(job.owner)
-        under_way = self._under_way
         job.stopped = False
         link = self._link
-        if link is None or len(self._tails) >= self._direct_below or len(under_way) >= self.queue_limit:
+        if self._under_way or link is None or self._delay_s:
             self._wait(job)
-        else:  # nobody waits: what could be sent has been
-            self._seq = seq = job.seq = self._seq + 1
-            kind = wire.RUN if under_way else self._lone_kind
-            under_way[seq] = job
-            self._tails.add(seq)
-            link.run(kind, job)
+        else:
+            self._send_alone(link, self._lone_kind, job)
         if self._timer is None or job.deadline < self._timer.when():
             self._wake_at(job.deadline)
 
     def _wait(self, job: Job) -> None:
-        if self.load >= self.queue_limit:
+        if len(self._queue) + len(self._under_way) >= self.queue_limit:
             self._make_room(job)
         job.seq = 0
         if self._delay_s:
             job.queued_s = self._loop.time()
         self._queue.put(job)
-        if self._is_eager:
-            self._send()
+        if not self._is_sending and (len(self._tails) < self._limit or self._is_eager):
+            self._is_sending = True
+            self._loop.call_soon(self._send)
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more: drop it from the queue, or stop its run. It still gets its on_error."""
@@ -209,29 +206,38 @@ class Instance:
 
     def _send(self) -> None:
         """Send what waits, as far as the worker should have it."""
+        self._is_sending = False
         queue, tails = self._queue, self._tails
         if self._is_eager:
             self._scale.grow(len(tails) + len(queue))
             self._tune()
         while len(tails) < self._limit and queue and self._link is not None:
-            if len(self._under_way) >= MOST_UNDER_WAY:
-                self._direct_below = 0
-                break
             now = self._loop.time()
-            if self._delay_s and self._is_gathering(self._link, now):
+            if len(self._under_way) >= MOST_UNDER_WAY or (
+                self._delay_s and self._is_gathering(self._link, now)
+            ):
                 break
             self._send_one(self._link, now)
-        while queue.late:  # not from here: one of them may be the one that is being submitted
-            self._loop.call_soon(queue.late.pop().on_error, self._waited_too_long())
+        while queue.late:
+            queue.late.pop().on_error(self._waited_too_long())
 
     def _tune(self) -> None:
         """Set what follows from the number of runners and from what requests cost."""
         self._limit = self._scale.total + (self._each_ns < AHEAD_BELOW_NS)
-        # Requests that may wait for company never go past the queue.
-        self._direct_below = 0 if self._delay_s else self._limit
         self._is_eager = self._delay_s > 0 or self._scale.total < self._runners
 
+    def _send_alone(self, link: Link, kind: int, job: Job) -> None:
+        self._seq = seq = job.seq = self._seq + 1
+        self._under_way[seq] = job
+        self._tails.add(seq)
+        link.run(kind, job)
+
     def _send_one(self, link: Link, now: float) -> None:
+        if len(self._queue) == 1:  # there is nothing to decide
+            job = self._queue.pop(now)
+            if job is not None:
+                self._send_alone(link, wire.RUN, job)
+            return
         free = max(1, self._scale.total - len(self._tails))
         runs = sends.take(self._queue, link, each_ns=self._each_ns, free=free, now=now)
         seq = self._seq

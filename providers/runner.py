@@ -19,7 +19,6 @@ import fcntl
 import mmap
 import os
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +33,7 @@ from skerry.errors import SkerryError
 from skerry.terms import KIB, TensorView
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Sequence
 
     from providers.session import Session
@@ -102,6 +102,7 @@ class Common:
 
     Attributes:
         cancelled: requests that were told to stop and have not ended.
+        writing: held while a frame is written; None: there is one runner.
     """
 
     def __init__(  # noqa: PLR0913 - each is a thing of its own
@@ -126,15 +127,21 @@ class Common:
         self.datatypes = {spec.name: spec.datatype for spec in session.outputs}
         self.cancelled: set[int] = set()
         self._answers_fd = answers_fd
-        self._writing = threading.Lock()
+        self.writing: threading.Lock | None = None
 
     def send(self, kind: int, content: bytes | bytearray) -> None:
         """One frame to the daemon."""
         frame = wire.frame(kind, content)
-        with self._writing:
-            written = os.write(self._answers_fd, frame)
-            while written < len(frame):  # the daemon is reading, so this ends
-                written += os.write(self._answers_fd, memoryview(frame)[written:])
+        if self.writing is None:
+            self._write(frame)
+        else:
+            with self.writing:
+                self._write(frame)
+
+    def _write(self, frame: bytes) -> None:
+        written = os.write(self._answers_fd, frame)
+        while written < len(frame):  # the daemon is reading, so this ends
+            written += os.write(self._answers_fd, memoryview(frame)[written:])
 
 
 class Runner:
@@ -229,6 +236,7 @@ class Runner:
             rows = prepared.rows if common.batches else 1
             self._answer(request, arrays, (rows or 1, started - begun, ran - started, ran))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's answer
+            self._slow = self._slow or _now() - begun > FLUSH_NS
             if options.terminate:
                 self._stopped(seq)
             else:

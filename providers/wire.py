@@ -85,7 +85,7 @@ MAX_PACKET_BYTES = 128 * KIB
 #: What a pipe is asked to hold: two RUN frames, and a layout of hundreds of tensors with long names.
 PIPE_BYTES = 256 * KIB
 #: What is read at once: enough for all that usually waits, and too little for malloc to ask the kernel each time.
-READ_BYTES = 16 * KIB
+READ_BYTES = 4 * KIB
 #: Requests in one RUN frame. More only lengthens the wait for the first answer.
 MAX_RUNS_PER_FRAME = 64
 #: Runs at the same time in one worker; the numbers for layouts are divided among them.

@@ -99,6 +99,8 @@ class Desk:
         # Those that came through the control socket, in the order of the frames that they belong to.
         self._descriptors: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._regions = Regions()
+        if runners > 1:
+            common.writing = threading.Lock()
         share = wire.MAX_LAYOUTS // runners
         self.runners = [Runner(common, range(i * share, (i + 1) * share)) for i in range(runners)]
 
@@ -110,18 +112,35 @@ class Desk:
         mine, *others = self.runners
         for runner in others:
             threading.Thread(target=self.work, args=(runner,), daemon=True).start()
-        self.work(mine)
+        if others:
+            self.work(mine)
+        else:
+            self.work_alone(mine)
 
     def work(self, runner: Runner) -> None:
-        """Be this runner's thread, until nothing more can come."""
+        """Be this runner's thread, one of several, until nothing more can come."""
         while (frame := self._take(runner)) is not None:
-            kind, records, layouts = frame
-            if kind == wire.BATCH:
-                runner.run_together(records, layouts)
-            else:
-                runner.run_each(records, layouts, alone=kind == wire.ALONE)
-            if self._common.cancelled:
-                self._forget_cancelled(runner, records)
+            self._run(runner, *frame)
+
+    def work_alone(self, runner: Runner) -> None:
+        """Be the only runner: there is nobody to share with, and quick models notice what sharing costs."""
+        while True:
+            if self._loans:
+                self._loans.serve()
+            data = os.read(self._requests_fd, wire.READ_BYTES)
+            if not data:
+                return
+            self._sort(self._reader.split(data))
+            while self._frames:
+                self._run(runner, *self._frames.popleft())
+
+    def _run(self, runner: Runner, kind: int, records: memoryview, layouts: dict[int, Prepared]) -> None:
+        if kind == wire.BATCH:
+            runner.run_together(records, layouts)
+        else:
+            runner.run_each(records, layouts, alone=kind == wire.ALONE)
+        if self._common.cancelled:
+            self._forget_cancelled(runner, records)
 
     def _take(self, runner: Runner) -> _Frame | None:
         """The next frame, waiting for it; None at the end."""
@@ -129,8 +148,6 @@ class Desk:
         with self._reading:
             frames = self._frames
             while not frames:
-                if self._loans:
-                    self._loans.serve()
                 data = os.read(self._requests_fd, wire.READ_BYTES)
                 if not data:
                     return None

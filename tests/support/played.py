@@ -180,6 +180,7 @@ class Bench:
         except Overloaded:
             self.instance.area.give(request.begin)
             raise
+        self.instance._send()  # as at the end of a turn of the loop; most tests ask at once what was sent
         return request
 
     def many(self, count, **options):
