@@ -193,7 +193,10 @@ class Loader:
         version.plans.clear()
         version.max_batch = proof.max_batch
         version.quick = (
-            proof.runners == 1 and proof.median_us is not None and proof.median_us < QUICK_BELOW_US
+            proof.runners == 1
+            and proof.median_us is not None
+            and proof.median_us < QUICK_BELOW_US
+            and not manifest.batching.max_queue_delay_us  # its owner wants requests to wait for each other
         )
         version.instance = instance
         instance.attach(worker.process, worker.channels, proof)

@@ -17,9 +17,9 @@ from skerry.terms import MIB
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Before a model was ever measured. A worker with a one-node model has 10 MB of its own; Magika's 3 MB take
+#: Before a model was ever measured. A worker with a one-node model has 5 MB of its own; Magika's 3 MB take
 #: 14 MB more, a ResNet's 24 MB take 64. Some small files unfold to hundreds; those are measured once loaded.
-WORKER_BYTES = 10 * MIB
+WORKER_BYTES = 6 * MIB
 FILE_FACTOR = 3
 
 

@@ -11,7 +11,8 @@ import zoo
 from node import temporary_node
 from wire_http import Conversation, Tensor, effective_user, floats, http, infer, metrics
 
-from agent.ipc import head
+from agent.ipc import routes
+from agent.ipc.routes import Page
 
 NOBODY, OTHER = 65534, 65533
 MARKS = itertools.count(100_000)
@@ -99,8 +100,15 @@ def number(node, name, **labels):
 
 
 def test_what_is_asked_with_another_verb_than_get_is_inference_or_administration():
-    pages = {page for _, methods in head._ROUTES for verb, page in methods.items() if verb != "GET"}
-    assert pages - head.ADMINISTRATION == {head.Page.INFER}
+    pages = {page for _, methods in routes._ROUTES for verb, page in methods.items() if verb != "GET"}
+    assert pages - routes.ADMINISTRATION == {
+        Page.INFER,
+        Page.INDEX,
+        Page.SHARE,
+        Page.UNSHARE,
+        Page.CUDA_SHARE,
+        Page.CUDA_UNSHARE,
+    }
 
 
 # -- rules

@@ -211,7 +211,8 @@ def running(node):
 def shared():
     """One that other users reach, too."""
     with temporary_node() as node:
-        node.configure("ipc: {socket_mode: 0666}\n")
+        rules = [f"allow infer,read uid:{uid}" for uid in (NOBODY, SOMEBODY)]
+        node.configure(f"ipc: {{socket_mode: 0666}}\naccess: {{rules: {rules}}}\n")
         node.add(zoo.add(1), "plus", cache={"policy": "exact", "scope": "uid", "ttl": "1h"})
         node.add(zoo.add(10), "ten")
         node.start()

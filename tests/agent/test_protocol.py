@@ -460,7 +460,7 @@ def test_text_that_is_no_utf_8_is_400_where_the_model_wants_text(talk):
 @pytest.mark.parametrize(
     ("parameters", "status"),
     [
-        ({"shared_memory_region": "r"}, 501),
+        ({"shared_memory_region": "r"}, 400),
         ({"sequence_id": 1}, 501),
         ({"triton_enable_empty_final_response": True}, 400),
         ({"timeout": -1}, 400),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,7 +34,7 @@ def sampled(tracing, model, count):
     """Which of so many requests are traced; each one ends at once."""
     found = []
     for index in range(count):
-        exchange = tracing.exchange(Model(model), None, None)
+        exchange = tracing.exchange(Model(model), None, SimpleNamespace(owner=0))
         if isinstance(exchange, TracedExchange):
             exchange._tell(())
             found.append(index)

@@ -19,6 +19,7 @@ from agent.settings import Config
 from providers.discovery import Discovery
 from providers.launcher import Launcher
 from providers.ranking import CPU
+from skerry.errors import NotFound
 from skerry.manifest import Manifest
 from store.blobs import BlobStore
 from store.listing import Entry, Listing
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from agent.sharing import Registered
     from agent.version import Version
     from skerry.errors import SkerryError
 
@@ -102,6 +104,8 @@ def begun(value: float) -> tuple[memoryview, int]:
 class Asker:
     """The client of one exchange."""
 
+    owner = 0
+
     def __init__(self) -> None:
         self._done: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.exchange: Exchange | None = None
@@ -110,6 +114,9 @@ class Asker:
         assert not parts
         release()
         self._done.set_result(json.loads(json_bytes))
+
+    def find_region(self, name: str) -> Registered:
+        raise NotFound(name)
 
     def refuse(self, error: SkerryError) -> None:
         self._done.set_exception(error)
