@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from providers.job import Job
     from providers.launcher import Process
+    from providers.lending import Form
     from providers.start import Channels
 
 log = logging.getLogger(__name__)
@@ -453,9 +454,9 @@ class Instance:
         if self._link is not None:
             self._link.write(frame)
 
-    def hand(self, descriptor: int) -> bool:
-        """Send the worker a copy of this descriptor; False if that cannot be done now."""
-        return self._link is not None and self._link.hand(descriptor)
+    def lend(self, board: int, slot: int, form: Form, descriptor: int) -> bool:
+        """Lend the worker a client's connection; False if that cannot be done now."""
+        return self._link is not None and self._link.lend(board, slot, form, descriptor)
 
     def cancel_run(self, seq: int) -> None:
         """Tell the worker to stop this run."""

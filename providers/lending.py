@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from providers.area import Area
+    from providers.job import Target
+    from providers.region import Region
     from skerry.errors import SkerryError
     from skerry.terms import TensorView
 
@@ -49,6 +51,8 @@ class Form(NamedTuple):
     inputs: tuple[TensorView, ...]
     answer: tuple[bytes, bytes]
     outputs: tuple[TensorView, ...]
+    regions: tuple[Region | None, ...]
+    targets: tuple[tuple[str, Target], ...]
     timeout_s: float
 
 
@@ -70,8 +74,8 @@ class Worker(Protocol):
     def write(self, frame: bytes) -> None:
         """Send it a frame."""
 
-    def hand(self, descriptor: int) -> bool:
-        """Send it a copy of this descriptor; False if that cannot be done now."""
+    def lend(self, board: int, slot: int, form: Form, descriptor: int) -> bool:
+        """Send it a copy of a connection's descriptor, and what it is for; False if that cannot be done now."""
 
     def cancel_run(self, seq: int) -> None:
         """Tell it to stop a run."""
@@ -139,13 +143,11 @@ class Lending:
         if self._board < 0:
             self._open_board()
         slot = self._free[-1]
-        content = wire.encode(wire.Loan(self._board, slot, *form[:-1]))
-        if not self._worker.hand(sock.fileno()):
+        if not self._worker.lend(self._board, slot, form, sock.fileno()):
             return False
         self._free.pop()
         self._slots[slot] = _Slot(connection, form.timeout_s)
         self._owner = owner
-        self._worker.write(wire.frame(wire.LEND, content))
         if self._timer is None:
             self._timer = self._loop.call_later(WATCH_S, self._watch)
         return True

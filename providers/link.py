@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from providers.job import Job, RequestLayout
     from providers.launcher import Process
+    from providers.lending import Form
     from providers.region import Region
     from providers.start import Channels
 
@@ -101,15 +102,41 @@ class Link:
         if self.proof.max_batch > 1:
             layout.curve = self._curve_of(layout)
         self._layouts.append(layout)
-        regions = tuple(-1 if region is None else self._number_of(region) for region in layout.regions)
-        targets = {
-            name: wire.Target(self._number_of(target.region), target.offset, target.size_bytes)
-            for name, target in layout.targets
-        }
+        regions, targets = self._numbers(layout)
         described = wire.Layout(number, layout.tensors, layout.outputs, regions, targets)
         frame = wire.frame(wire.LAYOUT, wire.encode(described))
         self.write(frame)
         return len(frame)
+
+    def lend(self, board: int, slot: int, form: Form, descriptor: int) -> bool:
+        """Lend a client's connection; False if that cannot be done now. See providers.lending."""
+        regions, targets = self._numbers(form)
+        if not self._hand(descriptor):
+            return False
+        loan = wire.Loan(
+            board,
+            slot,
+            form.rows,
+            form.head,
+            form.id_bytes,
+            form.tail,
+            form.inputs,
+            form.answer,
+            form.outputs,
+            regions,
+            targets,
+        )
+        self.write(wire.frame(wire.LEND, wire.encode(loan)))
+        return True
+
+    def _numbers(self, form: RequestLayout | Form) -> tuple[tuple[int, ...], dict[str, wire.Target]]:
+        """The clients' memory that a request is about, as the worker knows it."""
+        regions = tuple(-1 if region is None else self._number_of(region) for region in form.regions)
+        targets = {
+            name: wire.Target(self._number_of(target.region), target.offset, target.size_bytes)
+            for name, target in form.targets
+        }
+        return regions, targets
 
     def _number_of(self, region: Region) -> int:
         """The number under which the worker knows a client's memory; tells it, if it does not."""
@@ -119,7 +146,7 @@ class Link:
             number = self._regions[region] = self._last_region
             region.users.add(self)
             content = wire.MAP_RECORD.pack(number, region.size_bytes)
-            if self.hand(region.fd):
+            if self._hand(region.fd):
                 self.write(wire.frame(wire.MAP, content))
             else:
                 log.error("model %s: the worker takes no descriptor; it is killed", self._label)
@@ -130,7 +157,8 @@ class Link:
         """A client's memory is gone. See providers.region.User."""
         number = self._regions.pop(region, None)
         if number is not None:
-            self.write(wire.frame(wire.UNMAP, wire.UNMAP_RECORD.pack(number)))
+            # Lent connections may be about it; those that are not are soon lent again.
+            self.write(wire.frame(wire.RECALL, b"") + wire.frame(wire.UNMAP, wire.UNMAP_RECORD.pack(number)))
 
     def _curve_of(self, layout: RequestLayout) -> Curve:
         """What runs of such requests cost in this worker; shared by those that fit together."""
@@ -161,7 +189,7 @@ class Link:
         except OSError:  # full or gone: the grace period decides
             log.debug("model %s: cancel of %d was not delivered", self._label, seq)
 
-    def hand(self, descriptor: int) -> bool:
+    def _hand(self, descriptor: int) -> bool:
         """Send a copy of this descriptor; False if that cannot be done now."""
         try:
             socket.send_fds(self.channels.control, [wire.DESCRIPTOR], [descriptor])

@@ -30,9 +30,13 @@ from providers.arrays import dtype_of
 from providers.histogram import bucket_of
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
 
+    from providers.arrays import Array
     from providers.session import Session
+    from providers.shared import Regions
+    from skerry.terms import TensorView
 
 #: Without any request for this long, all connections go back, so that an idle worker does not wake up.
 IDLE_S = 1.0
@@ -48,6 +52,7 @@ class _Loan:
         "head",
         "id_end",
         "id_start",
+        "memory",
         "reply",
         "reply_id",
         "rows",
@@ -61,14 +66,16 @@ class _Loan:
         "view",
     )
 
-    def __init__(self, loan: wire.Loan, sock: socket.socket, session: Session) -> None:
+    def __init__(self, loan: wire.Loan, sock: socket.socket, session: Session, regions: Regions) -> None:
         self.slot = board.FIRST_SLOT + loan.slot
         self.turn = 0
         self.rows = loan.rows
         self.sock = sock
         self.head, self.tail = loan.head, loan.tail
         front = len(loan.head) + loan.id_bytes + len(loan.tail)
-        size = wire.layout_size(loan.inputs)
+        lying = loan.regions or (-1,) * len(loan.inputs)
+        inputs = [view for view, number in zip(loan.inputs, lying, strict=True) if number < 0]
+        size = wire.layout_size(tuple(inputs))
         self.total = front + size
         self.start = -front % ALIGNMENT  # so that the tensors are aligned
         self.id_start = self.start + len(loan.head)
@@ -84,20 +91,25 @@ class _Loan:
         reply[begin + front_out - len(after) : begin + front_out] = after
         self.reply = memoryview(reply)[begin:]
         self.reply_id = self.reply[len(before) : len(before) + loan.id_bytes]
-        self.run = session.bind(
-            {
-                view.name: np.ndarray(
-                    view.shape, dtype_of(view.datatype), self.buffer, self.start + front + view.offset
-                )
-                for view in loan.inputs
-            },
-            {
-                view.name: np.ndarray(
-                    view.shape, dtype_of(view.datatype), reply, begin + front_out + view.offset
-                )
-                for view in loan.outputs
-            },
-        )
+        feeds = {view.name: _lay(view, self.buffer, self.start + front) for view in inputs}
+        for view, number in zip(loan.inputs, lying, strict=True):
+            if number >= 0:
+                feeds[view.name] = _lay(view, regions.get(number), 0)
+        outputs = {}
+        for view in loan.outputs:
+            target = loan.targets.get(view.name)
+            outputs[view.name] = (
+                _lay(view, reply, begin + front_out)
+                if target is None
+                else _lay(view._replace(offset=0), regions.get(target.region), target.offset)
+            )
+        # What is mapped must stay so: the run only knows addresses.
+        self.memory = tuple(feeds.values()), tuple(outputs.values())
+        self.run = session.bind(feeds, outputs)
+
+
+def _lay(view: TensorView, memory: bytearray | mmap.mmap, begin: int) -> Array:
+    return np.ndarray(view.shape, dtype_of(view.datatype), memory, begin + view.offset)
 
 
 class Loans:
@@ -105,21 +117,24 @@ class Loans:
 
     Args:
         session: the model.
+        regions: clients' memory.
         pipe: descriptor through which the daemon's frames come; watched, not read.
         cells: the board.
         send: sends a frame to the daemon.
         new_options: makes fresh run options.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - each is a thing of its own
         self,
         session: Session,
+        regions: Regions,
         pipe: int,
         cells: memoryview,
         send: Callable[[int, bytes], None],
         new_options: Callable[[], object],
     ) -> None:
         self._session = session
+        self._regions = regions
         self._pipe = pipe
         self._cells = cells
         self._send = send
@@ -140,7 +155,7 @@ class Loans:
             return
         sock = socket.socket(fileno=descriptor)
         try:
-            taken = _Loan(loan, sock, self._session)
+            taken = _Loan(loan, sock, self._session, self._regions)
         except Exception:  # noqa: BLE001 - whatever ONNX Runtime has against binding, the daemon knows another way
             sock.close()
             self._send(wire.RETURN, wire.encode(wire.Returned(loan.slot, failed=True)))

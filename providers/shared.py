@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _NOTHING = np.empty(0, np.uint8)
 #: Kernels take these as indices, axes and shapes.
-_CHECKED_THEN_USED = {"INT32", "INT64"}
+CHECKED_THEN_USED = frozenset({"INT32", "INT64"})
 
 
 class Regions:
@@ -59,8 +59,8 @@ class Regions:
         for user in self._users.pop(number, ()):
             user.release()
 
-    def get(self, number: int, user: Inputs | Outputs) -> mmap.mmap:
-        """The mapping, until `user` is released.
+    def get(self, number: int, user: Inputs | Outputs | None = None) -> mmap.mmap:
+        """The mapping; `user` is released when it is to be given up.
 
         Raises:
             ExecutionFailed: it could not be mapped.
@@ -71,7 +71,8 @@ class Regions:
                 f"shared memory: the worker could not map it: {found}",
                 "what is mapped counts towards limits.memory in the model's manifest",
             )
-        self._users.setdefault(number, []).append(user)
+        if user is not None:
+            self._users.setdefault(number, []).append(user)
         return found
 
 
@@ -92,7 +93,7 @@ class Inputs:
                 continue
             memory = regions.get(number, self)
             dtype = numpy_dtype(view.datatype)
-            if dtype is None or view.datatype in _CHECKED_THEN_USED:
+            if dtype is None or view.datatype in CHECKED_THEN_USED:
                 self._copied.append((view, memory))
             else:
                 self._laid[view.name] = np.ndarray(view.shape, dtype, memory, view.offset)

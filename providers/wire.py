@@ -220,6 +220,8 @@ class Loan(msgspec.Struct, frozen=True, array_like=True):
     inputs: tuple[TensorView, ...]
     answer: tuple[bytes, bytes]
     outputs: tuple[TensorView, ...]
+    regions: tuple[int, ...] = ()  # these two as in Layout
+    targets: dict[str, Target] = {}
 
 
 class Returned(msgspec.Struct, frozen=True, array_like=True):

@@ -186,7 +186,9 @@ class Desk:
         common = self._common
         if self._loans is None:
             cells = common.memory[loan.board : loan.board + board.BYTES].cast("Q")
-            self._loans = Loans(common.session, self._requests_fd, cells, common.send, common.new_options)
+            self._loans = Loans(
+                common.session, self._regions, self._requests_fd, cells, common.send, common.new_options
+            )
         self._loans.add(loan, self._descriptors.get())
 
     def _listen(self) -> None:

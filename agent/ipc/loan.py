@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent.ipc import replies
 from providers.lending import Form
+from providers.wire import ELSEWHERE
 from skerry.terms import ITEM_SIZES, KIB
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ AFTER_AT_MOST = 4096
 MAX_BODY_BYTES = 16 * KIB
 MAX_ANSWER_BYTES = 32 * KIB
 #: What must be looked at, or has no numpy type.
-_NO_INPUT = {"BYTES", "BOOL", "BF16"}
-_NO_OUTPUT = {"BYTES", "BF16"}
+_NO_INPUT = frozenset({"BYTES", "BOOL", "BF16"})
+_NO_OUTPUT = frozenset({"BYTES", "BF16"})
+#: What is copied before a run (providers.shared).
+_NO_SHARED_INPUT = _NO_INPUT | {"INT32", "INT64"}
 
 
 def form_of(raw_head: bytes, head: Head, plan: Plan, answer_json: bytes, request_id: str) -> Form | None:
@@ -41,39 +44,51 @@ def form_of(raw_head: bytes, head: Head, plan: Plan, answer_json: bytes, request
         request_id: empty if it had none.
     """
     header, layout = plan.header, plan.answer_layout
-    if (
-        header is None
-        or layout is None
-        or not head.keep_alive
-        or head.expects_continue
-        or head.json_bytes <= 0
-    ):
+    if header is None or layout is None or not head.keep_alive or head.expects_continue:
         return None
-    inputs, outputs = plan.layout.tensors, layout.tensors
+    asked = plan.layout
+    lying = asked.regions or (None,) * len(asked.tensors)
     if not (
-        0 < plan.binary_bytes <= MAX_BODY_BYTES
-        and 0 < layout.size_bytes <= MAX_ANSWER_BYTES
-        and all(_fits(view, _NO_INPUT) for view in inputs)
-        and all(_fits(view, _NO_OUTPUT) for view in outputs)
+        plan.binary_bytes <= MAX_BODY_BYTES
+        and layout.size_bytes <= MAX_ANSWER_BYTES
+        # A header that says where the JSON ends is there if, and only if, something comes behind it.
+        and (head.json_bytes > 0) == (plan.binary_bytes > 0)
+        and all(registered.region.alive for registered in plan.regions)
+        and all(
+            _fits(view, _NO_INPUT if region is None else _NO_SHARED_INPUT)
+            for view, region in zip(asked.tensors, lying, strict=True)
+        )
+        and all(_fits(view, _NO_OUTPUT) for view in layout.tensors)
     ):
         return None
+    answer = _answer_of(answer_json, layout.size_bytes)
     id_bytes = len(request_id)
-    answer_head = replies.binary_head(answer_json, len(answer_json) + layout.size_bytes, close=False)
-    cut = len(answer_head) - len(answer_json) + len('{"id":"') if id_bytes else len(answer_head)
+    cut = len(answer) - len(answer_json) + len('{"id":"') if id_bytes else len(answer)
     return Form(
-        plan.inferences,
-        raw_head + header.before,
-        id_bytes,
-        header.after,
-        inputs,
-        (answer_head[:cut], answer_head[cut + id_bytes :]),
-        outputs,
-        plan.timeout_s,
+        rows=plan.inferences,
+        head=raw_head + header.before,
+        id_bytes=id_bytes,
+        tail=header.after,
+        inputs=asked.tensors,
+        answer=(answer[:cut], answer[cut + id_bytes :]),
+        outputs=layout.tensors,
+        regions=asked.regions,
+        targets=asked.targets,
+        timeout_s=plan.timeout_s,
     )
 
 
-def _fits(view: TensorView, excluded: set[str]) -> bool:
+def _answer_of(json: bytes, size_bytes: int) -> bytes:
+    """The answer up to its tensors, as agent.ipc.http writes it."""
+    if size_bytes:
+        return replies.binary_head(json, len(json) + size_bytes, close=False)
+    return replies.page(replies.OK, replies.JSON, json, close=False, head_only=False)
+
+
+def _fits(view: TensorView, excluded: frozenset[str]) -> bool:
     """Whether arrays can be laid over it where it lies."""
     return (
-        view.datatype not in excluded and view.size_bytes > 0 and view.offset % ITEM_SIZES[view.datatype] == 0
+        view.datatype not in excluded
+        and view.size_bytes > 0
+        and (view.offset == ELSEWHERE or view.offset % ITEM_SIZES[view.datatype] == 0)
     )

@@ -14,6 +14,8 @@ from node import temporary_node
 from traffic import ready, row, until
 from wire_http import Conversation, effective_user, floats, http, infer, unpack
 
+from agent.ipc import loan
+
 FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open makes them
 SIZE = 1 << 20
 
@@ -245,13 +247,12 @@ def test_memory_cut_off_under_a_worker_costs_that_worker_and_no_quarantine(node,
         register(client, cut)
         cut.floats(0, 1, 2)
         assert plus(client, place(8)).status == 200
-        pid = row(node, "plus")["pid"]
+        before = row(node, "plus")
         os.ftruncate(cut.fd, 0)
         refused = plus(client, place(8))
         assert refused.status == 500
         assert "SIGBUS, because a client had cut its shared memory off" in refused.json["error"]
-        shown = ready(node, "plus", instead_of=pid)
-        assert shown["crashes"] == 0
+        assert ready(node, "plus", instead_of=before["pid"])["crashes"] == before["crashes"]
         assert status(client) == []
         assert client.ask(infer("plus", [floats(1, 2)])).tensors == {"output": [2.0, 3.0]}
         assert node.child.poll() is None
@@ -316,3 +317,44 @@ def test_users_do_not_see_each_others_regions(node, client, memory):
                 assert plus(other, place(8)).tensors == {"output": [31.0, 41.0]}
             unregister(other)
             assert [region["name"] for region in status(client)] == ["r"]
+
+
+def test_a_client_that_repeats_itself_is_served_by_the_worker_and_cannot_tell(node, client, memory):
+    register(client, memory)
+    for value in range(3 * loan.AFTER):
+        memory.floats(64, value, -value)
+        answer = plus(client, place(8, 64), place(8, 4096), id=f"n{value:02}")
+        assert (answer.status, answer.json["id"]) == (200, f"n{value:02}")
+        assert memory.read_floats(4096, 2) == [value + 1.0, 1.0 - value]
+    assert row(node, "plus")["lent"] == 1
+    with Conversation(node.socket) as other:
+        unregister(other, "r")
+    assert plus(client, place(8, 64), place(8, 4096), id="n00").status == 404
+    assert row(node, "plus")["lent"] == 0
+
+
+def test_shared_inputs_may_be_answered_over_the_socket_by_the_worker(node, client, memory):
+    register(client, memory)
+    for value in range(3 * loan.AFTER):
+        memory.floats(0, value, 0)
+        assert plus(client, place(8), {"binary_data": True}).tensors == {"output": [value + 1.0, 1.0]}
+    assert row(node, "plus")["lent"] == 1
+
+
+def test_memory_cut_off_on_a_lent_connection_is_no_different(node, client):
+    cut = Memory()
+    with contextlib.closing(cut):
+        register(client, cut)
+        for _ in range(2 * loan.AFTER):
+            assert plus(client, place(8)).status == 200
+            assert plus(client, place(8), {"binary_data": True}).status == 200
+        for _ in range(2 * loan.AFTER):
+            assert plus(client, place(8), {"binary_data": True}).status == 200
+        assert row(node, "plus")["lent"] == 1
+        before = row(node, "plus")
+        os.ftruncate(cut.fd, 0)
+        refused = plus(client, place(8), {"binary_data": True})
+        assert refused.status == 500
+        assert "SIGBUS, because a client had cut" in refused.json["error"]
+        assert ready(node, "plus", instead_of=before["pid"])["crashes"] == before["crashes"]
+        assert client.ask(infer("plus", [floats(1, 2)])).tensors == {"output": [2.0, 3.0]}
