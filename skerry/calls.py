@@ -173,7 +173,7 @@ class Infer:
         forms: Forms,
         timeout_s: float | None,
         request_id: str | None,
-        locate: Callable[[str, int, int], Array | None] | None = None,
+        locate: Callable[[str, int], Array | None] | None = None,
     ) -> None:
         self._plan = plan
         self._asked = asked

@@ -567,10 +567,8 @@ def encode_response(  # noqa: PLR0913 - the fields of the answer
     outputs: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     for index, view in enumerate(views):
-        place = form.places.get(view.name)
-        if place is not None:
-            where = dict(zip(_PLACE, (place.region, place.offset, view.size_bytes), strict=True))
-            outputs.append({**_described(view), "parameters": where})
+        if view.name in form.places:  # without a word about where, as Triton: its C++ client expects none
+            outputs.append(_described(view))
             continue
         raw = payload[view.offset : view.offset + view.size_bytes]
         if form.classes and form.classes[index]:

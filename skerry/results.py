@@ -63,8 +63,7 @@ class OutputForm(NamedTuple):
     Attributes:
         size_bytes: of its raw bytes, which were checked against its shape; -1 if its values stand in the JSON.
         dtype: of its array; None for BYTES and for values in the JSON.
-        region: the shared memory region in which it lies, or "".
-        offset: where in that.
+        shared: it lies in shared memory, where the request wanted it; the answer says no more of that.
     """
 
     name: str
@@ -72,8 +71,7 @@ class OutputForm(NamedTuple):
     shape: tuple[int, ...]
     size_bytes: int
     dtype: np.dtype[Any] | None = None
-    region: str = ""
-    offset: int = 0
+    shared: bool = False
     data: Any = None
 
 
@@ -113,13 +111,13 @@ class Reading:
 
     Args:
         form: from `Forms.read`.
-        locate: region, offset and size in bytes -> that part of shared memory as uint8, or None if the answer
-            may not lie there.
+        locate: an output's name and size in bytes -> that part of shared memory as uint8, or None if it was not
+            offered for it.
     """
 
     __slots__ = ("_form", "_outputs", "sinks")
 
-    def __init__(self, form: Form, locate: Callable[[str, int, int], Array | None] | None) -> None:
+    def __init__(self, form: Form, locate: Callable[[str, int], Array | None] | None) -> None:
         self._form = form
         self._outputs: list[Array | bytearray] = []
         #: Where the bytes behind the JSON go, in order.
@@ -128,9 +126,9 @@ class Reading:
             self._outputs.append(self._open(output, locate))
 
     def _open(
-        self, output: OutputForm, locate: Callable[[str, int, int], Array | None] | None
+        self, output: OutputForm, locate: Callable[[str, int], Array | None] | None
     ) -> Array | bytearray:
-        if output.region:
+        if output.shared:
             return _located(output, locate)
         if output.size_bytes < 0:
             return from_json(output.datatype, output.shape, output.data)
@@ -166,12 +164,12 @@ class Reading:
         )
 
 
-def _located(output: OutputForm, locate: Callable[[str, int, int], Array | None] | None) -> Array:
-    memory = locate(output.region, output.offset, output.size_bytes) if locate else None
+def _located(output: OutputForm, locate: Callable[[str, int], Array | None] | None) -> Array:
+    memory = locate(output.name, output.size_bytes) if locate else None
     if memory is None or output.dtype is None:
         raise InternalError(
-            f"output {output.name!r}: expected it in shared memory that was offered for it, got"
-            f" {output.size_bytes} bytes at {output.offset} of region {output.region!r}"
+            f"output {output.name!r}: expected its data, or {output.size_bytes} bytes of shared memory that was"
+            " offered for it, got neither"
         )
     return memory.view(output.dtype).reshape(output.shape)
 
@@ -195,13 +193,11 @@ def _read(lead: bytes | bytearray) -> Form:
 def _read_output(spec: dict[str, Any]) -> OutputForm:
     name, datatype, shape = str(spec["name"]), spec["datatype"], tuple(spec["shape"])
     parameters = spec.get("parameters", {})
-    region = parameters.get("shared_memory_region", "")
-    if not region and "binary_data_size" not in parameters:
+    if "data" in spec:
         return OutputForm(name, datatype, shape, -1, data=spec["data"])
-    if region:
-        size_bytes, dtype = fixed_size(name, datatype, shape), DTYPES[datatype]
+    if "binary_data_size" not in parameters:
         return OutputForm(
-            name, datatype, shape, size_bytes, dtype, region, parameters.get("shared_memory_offset", 0)
+            name, datatype, shape, fixed_size(name, datatype, shape), DTYPES[datatype], shared=True
         )
     size_bytes = parameters["binary_data_size"]
     if not 0 <= size_bytes <= MAX_TENSOR_BYTES:

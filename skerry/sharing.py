@@ -126,15 +126,13 @@ class Arrangement:
             self._outputs.region.retired = True
         self._scratch = self._outputs = None
 
-    def locate(self, region: str, offset: int, size_bytes: int) -> Array | None:
-        """The memory of an output, if it was offered."""
+    def locate(self, output: str, size_bytes: int) -> Array | None:
+        """The memory of an output, if some was offered and is large enough."""
         lease = self._outputs
-        if lease is None or region != lease.region.name:
+        place = dict(self.places.outputs).get(output)
+        if lease is None or place is None or size_bytes > place.size_bytes:
             return None
-        for _, place in self.places.outputs:
-            if place is not None and place.offset == offset and size_bytes <= place.size_bytes:
-                return np.asarray(lease)[offset : offset + size_bytes]
-        return None
+        return np.asarray(lease)[place.offset : place.offset + size_bytes]
 
     def without_outputs(self) -> bool:
         """Ask for the outputs through the socket, now and in future; False if that is so already."""

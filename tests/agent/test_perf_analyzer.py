@@ -59,6 +59,10 @@ def measure(node, model, *arguments):
     [
         ("whole", ["--shape", "input:3,64", "-a", "--concurrency-range", "2:2"]),
         ("batched", ["-b", "4"]),
+        (
+            "whole",
+            ["--shape", "input:3,64", "--shared-memory", "system", "--output-shared-memory-size", "4096"],
+        ),
     ],
 )
 def test_it_measures_the_daemon_and_reads_its_statistics(node, model, arguments):

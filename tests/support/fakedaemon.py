@@ -133,11 +133,6 @@ class _InferHandler(_Handler):
                 if value.nbytes > len(room):
                     raise _Refused(400, f"output {name}: expected room of {value.nbytes}, got {len(room)}")
                 room[: value.nbytes] = value.tobytes()
-                spec["parameters"] = {
-                    key: where[key]
-                    for key in ("shared_memory_region", "shared_memory_offset")
-                    if key in where
-                } | {"shared_memory_byte_size": value.nbytes}
             else:
                 spec["parameters"] = {"binary_data_size": value.nbytes}
                 raws.append(value.tobytes())
