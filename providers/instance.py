@@ -126,8 +126,6 @@ class Instance:
         Raises:
             Overloaded: the queue is full, and nobody has more than a fair share of it.
         """
-        if self.lending:
-            self.lending.make_way(job.owner)
         job.stopped = False
         link = self._link
         if self._under_way or link is None or self._delay_s:

@@ -7,7 +7,9 @@ Leaves out: when that is worth it and what the connection does afterwards (agent
 Rules
  * The daemon keeps the connection open and does not read from it meanwhile, so nothing of it can be lost: what
    the worker has not read is still in the kernel, and the board says whose request died with a worker.
- * All connections that are lent at a time belong to one owner: the turn of everybody else comes here.
+ * All connections that are lent at a time belong to one owner. Requests of everybody else come through the daemon,
+   and the worker looks for those after every few that it answers itself, so that a flood on one side does not hold
+   up the other.
  * A run on a lent connection has the same time limit as any other.
 """
 
@@ -37,8 +39,6 @@ log = logging.getLogger(__name__)
 WATCH_S = 0.5
 #: A connection that has not been used for so long is called back, so that its own time limits hold again.
 STALE_S = 5.0
-#: After somebody else has come, nothing is lent for this long.
-PAUSE_S = 1.0
 
 
 class Form(NamedTuple):
@@ -123,7 +123,6 @@ class Lending:
         self._free = list(range(board.MAX_LOANS))
         self._owner = -1
         self._recalled = False
-        self._not_before_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._stopped_s: float | None = None
         self._seen: tuple[float, list[int]] = (0.0, [])
@@ -135,10 +134,7 @@ class Lending:
 
     def lend(self, sock: socket.socket, form: Form, owner: int, connection: Lent) -> bool:
         """Lend a connection that nobody reads from; False if it cannot be done now."""
-        if self._recalled or not self._free or self._loop.time() < self._not_before_s:
-            return False
-        if self._slots and owner != self._owner:
-            self._pause()
+        if self._recalled or not self._free or (self._slots and owner != self._owner):
             return False
         if self._board < 0:
             self._open_board()
@@ -152,20 +148,11 @@ class Lending:
             self._timer = self._loop.call_later(WATCH_S, self._watch)
         return True
 
-    def make_way(self, owner: int) -> None:
-        """Somebody has a request for this worker: what others have on loan comes back first."""
-        if owner != self._owner:
-            self._pause()
-
     def recall(self) -> None:
         """Have every connection back as soon as the run under way is over."""
         if self._slots and not self._recalled:
             self._recalled = True
             self._worker.write(wire.frame(wire.RECALL, b""))
-
-    def _pause(self) -> None:
-        self._not_before_s = self._loop.time() + PAUSE_S
-        self.recall()
 
     # -- back
 
