@@ -69,11 +69,13 @@ class Timing:
 # --- inputs -----------------------------------------------------------------------------------------------
 
 
-def make_inputs(specs: Sequence[TensorSpec], seed: int, sample: Sample | None = None) -> dict[str, Array]:
+def make_inputs(
+    specs: Sequence[TensorSpec], seed: int, sample: Sample | None = None, *, open_size: int = 1
+) -> dict[str, Array]:
     """Inputs to run a model on.
 
-    Open dimensions become 1. Floats are uniform in [0, 1), integers 1 (an index that is valid nearly
-    everywhere), BOOL True, BYTES "skerry". What the sample has goes over that.
+    Open dimensions become 1, or `open_size` where they are not the first. Floats are uniform in [0, 1), integers 1
+    (an index that is valid nearly everywhere), BOOL True, BYTES "skerry". What the sample has goes over that.
 
     Raises:
         InvalidRequest: the sample names an input that the model has not, or does not fit.
@@ -85,7 +87,7 @@ def make_inputs(specs: Sequence[TensorSpec], seed: int, sample: Sample | None = 
     feeds = {}
     for spec in specs:
         # Drawn in any case: the others' values must not depend on which inputs the sample has.
-        generated = _generate(spec, random)
+        generated = _generate(spec, random, open_size)
         feeds[spec.name] = _from_lists("input", spec, given[spec.name]) if spec.name in given else generated
     return feeds
 
@@ -108,8 +110,9 @@ def _check_names(what: str, given: Mapping[str, Any], specs: Sequence[TensorSpec
             raise InvalidRequest(f"sample: expected {what}s {', '.join(names)}, got {name!r}")
 
 
-def _generate(spec: TensorSpec, random: np.random.Generator) -> Array:
-    shape = tuple(1 if dim < 0 else dim for dim in spec.shape)
+def _generate(spec: TensorSpec, random: np.random.Generator, open_size: int) -> Array:
+    sizes = (1, *[open_size] * (len(spec.shape) - 1))
+    shape = tuple(size if dim < 0 else dim for dim, size in zip(spec.shape, sizes, strict=False))
     size = element_count(shape) * (ITEM_SIZES[spec.datatype] or 8)
     if size > MAX_INPUT_BYTES:
         raise TooLarge(
