@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from providers.job import Job
     from providers.launcher import Process
     from providers.lending import Form
+    from providers.region import Region
     from providers.start import Channels
 
 log = logging.getLogger(__name__)
@@ -417,6 +418,15 @@ class Instance:
             run.append(job)
         return [run for run in runs.values() if run]
 
+    def _regions_in_use(self) -> list[Region]:
+        """The clients' memory that the runs under way are about.
+
+        Where none has shrunk, it was cut off and is whole again, or the system has no page for it.
+        """
+        layouts = [job.layout for run in self._running() for job in run]
+        places = [layout.regions + tuple(target.region for _, target in layout.targets) for layout in layouts]
+        return [region for regions in places for region in regions if region is not None]
+
     def _check_stopped(self, now: float) -> float:
         """Kill the worker if a run that was told to stop does not; returns when to look again.
 
@@ -476,7 +486,7 @@ class Instance:
             process.exited.add_done_callback(lambda exited: self._crashed(link, exited.result()))
 
     def _crashed(self, link: Link, status: int) -> None:
-        if status == -signal.SIGBUS and (cut := link.cut_regions()):
+        if status == -signal.SIGBUS and (cut := link.cut_regions() or self._regions_in_use()):
             status = CUT_MEMORY
             for region in cut:
                 region.cut = True

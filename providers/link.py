@@ -140,6 +140,8 @@ class Link:
 
     def _number_of(self, region: Region) -> int:
         """The number under which the worker knows a client's memory; tells it, if it does not."""
+        if not region.alive:  # given up while the request waited: its descriptor may be anybody's by now
+            return wire.NO_REGION
         number = self._regions.get(region)
         if number is None:
             self._last_region += 1
@@ -250,7 +252,8 @@ class Link:
 
     def cut_regions(self) -> list[Region]:
         """The clients' memory of this worker that its owner has cut off: touching it is SIGBUS."""
-        return [region for region in self._regions if region.has_shrunk()]
+        # One that was given up since then cannot be asked any more, and is the likeliest.
+        return [region for region in self._regions if not region.alive or region.has_shrunk()]
 
     def close(self) -> None:
         """End the worker; harmless when it has ended."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,8 @@ class Regions:
 
     def __init__(self) -> None:
         self._maps: dict[int, mmap.mmap | str] = {}
-        self._users: dict[int, list[Inputs | Outputs]] = {}
+        # Weak: clients name new places again and again, and layouts come and go while a region stays.
+        self._users: dict[int, weakref.WeakSet[Inputs | Outputs]] = {}
 
     def add(self, number: int, size_bytes: int, descriptor: int) -> None:
         """Map one; its descriptor, which is ours from here on, is -1 if it did not arrive. Never raises."""
@@ -56,23 +58,26 @@ class Regions:
     def forget(self, number: int) -> None:
         """Unmap one, once the last run over it has ended."""
         self._maps.pop(number, None)
-        for user in self._users.pop(number, ()):
+        for user in list(self._users.pop(number, ())):
             user.release()
 
     def get(self, number: int, user: Inputs | Outputs | None = None) -> mmap.mmap:
         """The mapping; `user` is released when it is to be given up.
 
         Raises:
+            InvalidRequest: it was given up.
             ExecutionFailed: it could not be mapped.
         """
-        found = self._maps.get(number, "it is not known any more")
+        found = self._maps.get(number)
+        if found is None:
+            raise _gone()
         if isinstance(found, str):
             raise ExecutionFailed(
                 f"shared memory: the worker could not map it: {found}",
                 "what is mapped counts towards limits.memory in the model's manifest",
             )
         if user is not None:
-            self._users.setdefault(number, []).append(user)
+            self._users.setdefault(number, weakref.WeakSet()).add(user)
         return found
 
 
@@ -86,30 +91,38 @@ class Inputs:
     """
 
     def __init__(self, tensors: Sequence[TensorView], numbers: Sequence[int], regions: Regions) -> None:
-        self._laid: dict[str, Array] = {}
-        self._copied: list[tuple[TensorView, mmap.mmap]] = []
+        laid: dict[str, Array] = {}
+        copied: list[tuple[TensorView, mmap.mmap]] = []
         for view, number in zip(tensors, numbers, strict=True):
             if number < 0:
                 continue
             memory = regions.get(number, self)
             dtype = numpy_dtype(view.datatype)
             if dtype is None or view.datatype in CHECKED_THEN_USED:
-                self._copied.append((view, memory))
+                copied.append((view, memory))
             else:
-                self._laid[view.name] = np.ndarray(view.shape, dtype, memory, view.offset)
+                laid[view.name] = np.ndarray(view.shape, dtype, memory, view.offset)
+        # All or nothing: it may be released by one thread while another makes a run ready.
+        self._held: tuple[dict[str, Array], list[tuple[TensorView, mmap.mmap]]] | None = (laid, copied)
 
     def add_to(self, feeds: dict[str, Array]) -> None:
-        """Add them to what a run is fed with."""
-        if not self._laid and not self._copied:
+        """Add them to what a run is fed with.
+
+        Raises:
+            InvalidRequest: the memory was given up.
+        """
+        held = self._held
+        if held is None:
             raise _gone()
-        feeds.update(self._laid)
-        for view, memory in self._copied:
+        laid, copied = held
+        feeds.update(laid)
+        for view, memory in copied:
             kept = memory[view.offset : view.offset + view.size_bytes]
             feeds[view.name] = to_array(view.datatype, view.shape, kept, 0, view.size_bytes)
 
     def release(self) -> None:
         """The memory is not ours any more."""
-        self._laid, self._copied = {}, []
+        self._held = None
 
 
 class Outputs:
@@ -121,7 +134,8 @@ class Outputs:
     """
 
     def __init__(self, targets: Mapping[str, wire.Target], regions: Regions) -> None:
-        self._places = {
+        self._names = frozenset(targets)
+        self._places: dict[str, memoryview] | None = {
             name: memoryview(regions.get(target.region, self))[
                 target.offset : target.offset + target.size_bytes
             ]
@@ -129,7 +143,7 @@ class Outputs:
         }
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._names
 
     def take(
         self, names: Sequence[str], arrays: Sequence[Array], datatypes: Mapping[str, str]
@@ -137,13 +151,14 @@ class Outputs:
         """Write the outputs that have a place to it; returns all of them, those replaced by empty ones.
 
         Raises:
-            InvalidRequest: one does not fit.
+            InvalidRequest: one does not fit, or the memory was given up.
         """
-        if not self._places:
+        places = self._places
+        if places is None:
             raise _gone()
         left = []
         for name, values in zip(names, arrays, strict=True):
-            place = self._places.get(name)
+            place = places.get(name)
             if place is None:
                 left.append(values)
                 continue
@@ -158,7 +173,7 @@ class Outputs:
 
     def release(self) -> None:
         """The memory is not ours any more."""
-        self._places = {}
+        self._places = None
 
 
 def _gone() -> InvalidRequest:

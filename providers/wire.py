@@ -75,6 +75,8 @@ DESCRIPTOR = b"d"
 MAP_RECORD = struct.Struct("<IQ")
 #: number
 UNMAP_RECORD = struct.Struct("<I")
+#: Regions are numbered from 1; this one was given up before the worker heard of it.
+NO_REGION = 0
 #: Offset of a tensor that lies in a client's shared memory and not with its request or answer.
 ELSEWHERE = -1
 #: The seq that stands for the run on a lent connection; requests are numbered from 1.
