@@ -409,6 +409,8 @@ class Instance:
 
     def _running(self) -> list[list[Job]]:
         """The runs that a runner may be busy with now: they begin in order, so these are the oldest."""
+        if self.lending.is_running():
+            return []  # whoever has lent connections has one runner
         batch_of = {seq: last for last, first in self._batches.items() for seq in range(first, last + 1)}
         runs: dict[int, list[Job]] = {}
         for seq, job in self._under_way.items():

@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from providers import board, wire
+from skerry.errors import Overloaded
 
 if TYPE_CHECKING:
     import socket
@@ -102,6 +103,14 @@ class _Slot(NamedTuple):
     timeout_s: float
 
 
+class _Stop(NamedTuple):
+    """A run that was told to stop: since when, when it had begun, and what every slot was doing then."""
+
+    since_s: float
+    started_ns: int
+    turns: list[int]
+
+
 class Lending:
     """The connections that one instance's worker has. Lives in one event loop.
 
@@ -124,7 +133,7 @@ class Lending:
         self._owner = -1
         self._recalled = False
         self._timer: asyncio.TimerHandle | None = None
-        self._stopped_s: float | None = None
+        self._stop: _Stop | None = None
         self._seen: tuple[float, list[int]] = (0.0, [])
 
     def __len__(self) -> int:
@@ -136,9 +145,11 @@ class Lending:
         """Lend a connection that nobody reads from; False if it cannot be done now."""
         if self._recalled or not self._free or (self._slots and owner != self._owner):
             return False
-        if self._board < 0:
-            self._open_board()
+        if self._board < 0 and not self._open_board():
+            return False
         slot = self._free[-1]
+        # What the last connection there came back in the middle of says nothing of this one.
+        self._cells[board.FIRST_SLOT + slot] = board.IDLE
         if not self._worker.lend(self._board, slot, form, sock.fileno()):
             return False
         self._free.pop()
@@ -154,6 +165,10 @@ class Lending:
             self._recalled = True
             self._worker.write(wire.frame(wire.RECALL, b""))
 
+    def is_running(self) -> bool:
+        """Whether the worker is busy with a request on a lent connection."""
+        return bool(self._slots) and self._cells[board.STARTED] > 0
+
     # -- back
 
     def on_returned(self, returned: wire.Returned) -> None:
@@ -166,9 +181,9 @@ class Lending:
         if slot is None:
             raise wire.FrameError(f"a connection in slot {returned.slot}, which was not lent")
         self._free.append(returned.slot)
-        stopped = self._stopped_s is not None
+        stopped = returned.failed and self._was_stopped(returned.slot)
         self._settle()
-        if returned.failed and stopped:
+        if stopped:
             slot.connection.break_off(self._worker.late())
         else:
             slot.connection.come_back(returned.unread, returned.unsent, failed=returned.failed)
@@ -190,13 +205,19 @@ class Lending:
             else:
                 slot.connection.break_off(error if state == board.TAKEN else None)
 
+    def _was_stopped(self, slot: int) -> bool:
+        """Whether it is this slot's run that was told to stop, and not one that came after it and met its fate."""
+        turn = self._cells[board.FIRST_SLOT + slot]
+        stop = self._stop
+        return stop is not None and turn & board.STATES == board.TAKEN and turn == stop.turns[slot]
+
     def _turns(self) -> list[int]:
         return self._cells[board.FIRST_SLOT : board.FIRST_BUCKET].tolist()
 
     def _settle(self) -> None:
         if not self._slots:
             self._recalled = False
-            self._stopped_s = None
+            self._stop = None
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -211,6 +232,8 @@ class Lending:
         # The worker writes them, so they are looked at with doubt: no sum of ours may go backwards.
         new = [max(0, cell - told) for cell, told in zip(now, self._told, strict=True)]
         self._told = now
+        if not new[board.COUNT]:
+            return None
         return Tally(
             new[board.COUNT],
             new[board.ROWS],
@@ -220,18 +243,26 @@ class Lending:
         )
 
     def close(self) -> None:
-        """Let go of the board."""
+        """Give the board back."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._cells.release()
+        if self._board >= 0:
+            self._area.give(self._board)
+            self._board = -1
 
-    def _open_board(self) -> None:
-        self._board, size = self._area.take(board.BYTES)
+    def _open_board(self) -> bool:
+        """Take memory for the board; False if requests have all of it now."""
+        try:
+            self._board, size = self._area.take(board.BYTES)
+        except Overloaded:
+            return False
         memory = self._area.memory[self._board : self._board + size]
         memory[:] = bytes(size)
         self._cells = memory[: board.BYTES].cast("Q")
         self._told = [0] * board.CELLS
+        return True
 
     # -- watching
 
@@ -239,16 +270,17 @@ class Lending:
         self._timer = self._loop.call_later(WATCH_S, self._watch)
         now = time.monotonic()
         turns = self._turns()
-        started = self._cells[board.STARTED] / 1e9
-        if not started:
-            self._stopped_s = None
+        started_ns = self._cells[board.STARTED]
+        if self._stop is not None and self._stop.started_ns != started_ns:
+            self._stop = None
+        if not started_ns:
             self._call_back_stale(now, turns)
-        elif self._stopped_s is not None:
-            if now - self._stopped_s > self._worker.kill_grace_s:
+        elif self._stop is not None:
+            if now - self._stop.since_s > self._worker.kill_grace_s:
                 log.error("model %s: a stopped run does not stop; its worker is killed", self._label)
                 self._worker.cut_off()
-        elif now - started > self._limit_s(turns):
-            self._stopped_s = now
+        elif now - started_ns / 1e9 > self._limit_s(turns):
+            self._stop = _Stop(now, started_ns, turns)
             self._worker.cancel_run(wire.CANCEL_LENT)
 
     def _limit_s(self, turns: list[int]) -> float:

@@ -17,12 +17,15 @@ import mmap
 import os
 import socket
 import struct
+import sys
+import termios
 from typing import TYPE_CHECKING
 
 from providers import wire
 from providers.area import SEALS
 from providers.costs import Curve
 from providers.job import ResultLayout
+from skerry.terms import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 
 #: Layouts that go ahead of one send, and one more. Both sends under way have room for theirs.
 ANNOUNCED_BYTES = wire.PIPE_BYTES // 8
+#: What waits in the pipe at most once a frame was written that could have waited: half of the smallest pipe.
+SELDOM_BYTES = 32 * KIB
 
 _one_run = struct.Struct(f"{wire.FRAME.format}{wire.RUN_RECORD.format[1:]}").pack
 _RECORD_BYTES = wire.RUN_RECORD.size
@@ -111,8 +116,6 @@ class Link:
     def lend(self, board: int, slot: int, form: Form, descriptor: int) -> bool:
         """Lend a client's connection; False if that cannot be done now. See providers.lending."""
         regions, targets = self._numbers(form)
-        if not self._hand(descriptor):
-            return False
         loan = wire.Loan(
             board,
             slot,
@@ -126,7 +129,10 @@ class Link:
             regions,
             targets,
         )
-        self.write(wire.frame(wire.LEND, wire.encode(loan)))
+        frame = wire.frame(wire.LEND, wire.encode(loan))
+        if not (self.has_room(len(frame)) and self._hand(descriptor)):
+            return False
+        self.write(frame)
         return True
 
     def _numbers(self, form: RequestLayout | Form) -> tuple[tuple[int, ...], dict[str, wire.Target]]:
@@ -183,6 +189,11 @@ class Link:
         except OSError:
             return
         self.process.kill()
+
+    def has_room(self, frame_bytes: int) -> bool:
+        """Whether a frame that can wait may be written now, so that those that cannot still fit."""
+        waiting = fcntl.ioctl(self.channels.requests, termios.FIONREAD, bytes(4))
+        return int.from_bytes(waiting, sys.byteorder) + frame_bytes <= SELDOM_BYTES
 
     def cancel(self, seq: int) -> None:
         """Have a request stopped, now or when its turn comes."""

@@ -239,7 +239,8 @@ class Loans:
             sent = 0
         except OSError:
             sent = len(loan.reply)  # nobody is left to read it
-        cells[slot] = turn
+        if sent == len(loan.reply):  # else it still is, until the daemon has the rest
+            cells[slot] = turn
         ended = time.perf_counter_ns()
         cells[board.COUNT] += 1
         cells[board.ROWS] += loan.rows

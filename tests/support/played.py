@@ -48,6 +48,7 @@ class FakeWorker:
         self._frames = wire.FrameReader()
         self._alive = True
         self.kinds = []  # of the frames that were read
+        self.seldom = []  # (kind, content) of frames that are neither layouts nor requests
 
     def read(self):
         """Frames since the last call: a wire.Layout, or a list of RUN records."""
@@ -62,6 +63,8 @@ class FakeWorker:
             for kind, content in self._frames.split(data):
                 if kind == wire.LAYOUT:
                     found.append(wire.decode_layout(content))
+                elif kind in {wire.LEND, wire.RECALL, wire.MAP, wire.UNMAP}:
+                    self.seldom.append((kind, bytes(content)))
                 else:
                     assert kind in {wire.RUN, wire.ALONE, wire.BATCH}
                     found.append(list(wire.RUN_RECORD.iter_unpack(content)))
