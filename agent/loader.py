@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from providers.launcher import Launcher
     from providers.ranking import EpDevice
     from providers.start import Started
+    from providers.wire import Proof
     from store.blobs import BlobStore
     from store.trail import StateStore
 
@@ -58,6 +59,11 @@ def _closing(descriptor: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_quick(proof: Proof) -> bool:
+    """Whether this worker may be lent connections: it has one runner, and is done before the daemon would be."""
+    return proof.runners == 1 and proof.median_us is not None and proof.median_us < QUICK_BELOW_US
 
 
 def is_loading(version: Version) -> bool:
@@ -192,12 +198,7 @@ class Loader:
         version.timeout_s = min(manifest.limits.timeout_s, config.inference.timeout_s)
         version.plans.clear()
         version.max_batch = proof.max_batch
-        version.quick = (
-            proof.runners == 1
-            and proof.median_us is not None
-            and proof.median_us < QUICK_BELOW_US
-            and not manifest.batching.max_queue_delay_us  # its owner wants requests to wait for each other
-        )
+        version.quick = is_quick(proof)
         version.instance = instance
         instance.attach(worker.process, worker.channels, proof)
         return ""

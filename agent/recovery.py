@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from agent import tasks
 from agent.clock import wall
-from agent.loader import is_loading
+from agent.loader import is_loading, is_quick
 from agent.states import Event, State
 from providers.launcher import CUT_MEMORY, CUT_OFF, WITH_ZYGOTE, describe_exit
 from skerry.errors import NotFound, SkerryError, StorageFailed, Unavailable, Untrusted
@@ -138,6 +138,7 @@ class Recovery:
             worker.channels.close()
             return
         version.max_batch = worker.proof.max_batch
+        version.quick = is_quick(worker.proof)
         instance.attach(worker.process, worker.channels, worker.proof)
         version.step(Event.LOADED)
 

@@ -127,6 +127,8 @@ class Residency:
                 f" {_mib(limit - held)}; models that are pinned or busy hold {_mib(held)}",
                 "raise models.memory, or unload a model",
             )
+        for busy in room.busy:
+            busy.recall()  # a client that goes on asking would keep what it was lent
         waits = [tasks.spawn(busy.drained(), f"room for {version.label}") for busy in room.busy]
         await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:

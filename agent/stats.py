@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from agent.clock import wall
 from providers.histogram import Histogram
+from skerry.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from providers.lending import Tally
+    from skerry.errors import SkerryError
 
 #: Sizes of batches that are told apart; clients choose how many rows they send. Further ones count as a power of two.
 MAX_BATCH_SIZES = 256
@@ -105,9 +107,16 @@ class Statistics:
         self.compute_infer_ns += tally.run_ns
         self.latency.add(tally.buckets)
         # By their mean size: clients of one model seldom differ, and a count for each would cost every request.
-        stat = self._batch_of(tally.rows // tally.requests)
+        stat = self._batch_of(max(1, tally.rows // tally.requests))  # the rows may not be written yet
         stat.count += tally.requests
         stat.compute_infer_ns += tally.run_ns
+
+    def lost_lent(self, error: SkerryError) -> None:
+        """Count a request on such a connection that its worker did not answer."""
+        if isinstance(error, DeadlineExceeded):
+            self.canceled += 1
+        else:
+            self.failed += 1
 
     @property
     def last_inference_ms(self) -> int:

@@ -626,6 +626,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def break_off(self, error: SkerryError | None) -> None:
         """The connection's request died with the worker. See providers.lending.Lent."""
+        if error is not None and self._lent_by is not None:
+            self._lent_by.stats.lost_lent(error)
         self._end_loan()
         if error is None:
             self.abort()

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.ipc import replies
-from providers.lending import Form
+from agent.ipc.encodings import MIN_COMPRESSED_BYTES
+from providers.lending import WATCH_S, Form
 from providers.wire import ELSEWHERE
 from skerry.terms import ITEM_SIZES, KIB
 
@@ -44,7 +45,15 @@ def form_of(raw_head: bytes, head: Head, plan: Plan, answer_json: bytes, request
         request_id: empty if it had none.
     """
     header, layout = plan.header, plan.answer_layout
-    if header is None or layout is None or not head.keep_alive or head.expects_continue:
+    if (
+        header is None
+        or layout is None
+        or plan.timeout_s < WATCH_S  # nobody would look in time
+        or not head.keep_alive
+        or not head.ordinary
+        or head.expects_continue
+        or (head.wanted is not None and len(answer_json) + layout.size_bytes >= MIN_COMPRESSED_BYTES)
+    ):
         return None
     asked = plan.layout
     lying = asked.regions or (None,) * len(asked.tensors)

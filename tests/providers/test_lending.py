@@ -98,7 +98,7 @@ class World:
         self.write_state(slot, board.TAKEN, turn)
         self.cells[board.STARTED] = time.monotonic_ns() - int(ago_s * 1e9)
 
-    def give_back(self, slot, unread=b"", unsent=b"", failed=False):
+    def give_back(self, slot, unread=b"", unsent=b"", *, failed=False):
         self.cells[board.STARTED] = 0
         self.lending.on_returned(wire.Returned(slot, unread, unsent, failed))
 
