@@ -61,8 +61,10 @@ def _closing(descriptor: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def is_quick(proof: Proof) -> bool:
+def is_quick(version: Version, proof: Proof) -> bool:
     """Whether this worker may be lent connections: it has one runner, and is done before the daemon would be."""
+    if version.entry.manifest.batching.max_queue_delay_us:  # its owner wants requests to wait for each other
+        return False
     return proof.runners == 1 and proof.median_us is not None and proof.median_us < QUICK_BELOW_US
 
 
@@ -198,7 +200,7 @@ class Loader:
         version.timeout_s = min(manifest.limits.timeout_s, config.inference.timeout_s)
         version.plans.clear()
         version.max_batch = proof.max_batch
-        version.quick = is_quick(proof)
+        version.quick = is_quick(version, proof)
         version.instance = instance
         instance.attach(worker.process, worker.channels, proof)
         return ""

@@ -138,7 +138,7 @@ class Recovery:
             worker.channels.close()
             return
         version.max_batch = worker.proof.max_batch
-        version.quick = is_quick(worker.proof)
+        version.quick = is_quick(version, worker.proof)
         instance.attach(worker.process, worker.channels, worker.proof)
         version.step(Event.LOADED)
 
