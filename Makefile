@@ -1,4 +1,5 @@
-# Every target sets up what it needs, in .venv (test-openvino: in .venv-openvino, test-perf: in .venv-perf) and nowhere else.
+# Every target sets up what it needs in folders of this one: .venv, and what only one target needs in .venv-openvino,
+# .venv-perf and .venv-peers.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,13 +8,10 @@ DEV := $(VENV)/.dev
 OPENVINO := .venv-openvino
 PERF := .venv-perf
 
-.DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-openvino test-perf check bench clean
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-openvino check bench bench-peers clean
-.PHONY: help demo test test-slow test-openvino check bench wheel-client clean
+.PHONY: help demo test test-slow test-openvino test-perf check bench bench-peers wheel-client clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -29,15 +27,15 @@ $(DEV): pyproject.toml $(RUNTIME)
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
 	@touch $@
 
-## make demo       classify real files with a real, signed model through the socket
+## make demo           classify real files with a real, signed model through the socket
 demo: $(RUNTIME)
 	@$(BIN)/skerry demo
 
-## make test       the test suite
+## make test           the test suite
 test: $(DEV)
 	$(BIN)/python -m pytest -m 'not slow'
 
-## make test-slow  the long campaigns
+## make test-slow      the long campaigns
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
 
@@ -52,18 +50,18 @@ test-openvino: $(DEV) $(OPENVINO)/.made
 $(PERF)/bin/perf_analyzer: packaging/perf-analyzer.sh | $(BIN)/python
 	@PYTHON=$(BIN)/python sh packaging/perf-analyzer.sh $(PERF)
 
-## make test-perf  Triton's perf_analyzer measures the daemon
+## make test-perf      Triton's perf_analyzer measures the daemon
 test-perf: $(DEV) $(PERF)/bin/perf_analyzer
 	SKERRY_PERF_ANALYZER=$(PERF)/bin/perf_analyzer $(BIN)/python -m pytest tests/agent/test_perf_analyzer.py
 
-## make check      lint, types, import rules
+## make check          lint, types, import rules
 check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-## make bench      measure, side by side with the floor; writes benchmarks/RESULTS.md
+## make bench          measure, side by side with the floor; writes benchmarks/RESULTS.md
 bench: $(DEV)
 	@$(BIN)/python benchmarks/run.py
 
@@ -71,15 +69,16 @@ $(PEERS)/.made: benchmarks/peers/install.sh | $(BIN)/python
 	@PYTHON=$(PYTHON) sh benchmarks/peers/install.sh $(PEERS)
 	@touch $@
 
-## make bench-peers  the same, and other servers on the same models
+## make bench-peers    the same, and other servers on the same models
 bench-peers: $(DEV) $(PEERS)/.made
 	@$(BIN)/python benchmarks/run.py --peers
-## make wheel-client  the client alone, as a wheel that needs only numpy, into dist/
+
+## make wheel-client   the client alone, as a wheel that needs only numpy, into dist/
 wheel-client: $(DEV)
 	@PYTHON=$(CURDIR)/$(BIN)/python sh packaging/build-client.sh dist
 
-## make clean      remove what the other targets made
+## make clean          remove what the other targets made
 clean:
-	rm -rf $(VENV) $(OPENVINO) $(PERF) .bench .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
-	rm -rf $(VENV) $(OPENVINO) $(PEERS) .bench .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(OPENVINO) $(PERF) $(PEERS) .bench .hypothesis build dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
