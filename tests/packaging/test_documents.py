@@ -41,7 +41,9 @@ def test_every_link_between_documents_leads_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_document_says_a_line_twice(document):
-    lines = (line.strip() for line in re.sub(r"```.*?```", "", document.read_text(), flags=re.S).splitlines())
+    lines = (
+        line.strip() for line in re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL).splitlines()
+    )
     twice = [line for line, times in Counter(lines).items() if times > 1 and len(line) > 40]
     assert not [line for line in twice if not line.startswith("|")]
 
@@ -49,7 +51,7 @@ def test_no_document_says_a_line_twice(document):
 def test_the_table_of_dependencies_gives_a_reason_for_each_requirement():
     text = (ROOT / "pyproject.toml").read_text()
     project = text.split("\ndependencies = [", 1)[1].split("dev = [", 1)[0]
-    names = set(re.findall(r'^\s+"([a-z0-9-]+)|= \["([a-z0-9-]+)', project, flags=re.M))
+    names = set(re.findall(r'^\s+"([a-z0-9-]+)|= \["([a-z0-9-]+)', project, flags=re.MULTILINE))
     table = (ROOT / "ARCHITECTURE.md").read_text().split("## Dependencies, and why", 1)[1]
     words = {name for pair in names for name in pair if name and not name.startswith("onnxruntime-")}
     assert sorted(name for name in words if name not in table) == []
@@ -57,5 +59,5 @@ def test_the_table_of_dependencies_gives_a_reason_for_each_requirement():
 
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text()
-    phony = set(re.findall(r"^\.PHONY: (.*)$", text, flags=re.M)[0].split()) - {"help"}
-    assert set(re.findall(r"^## make (\S+) ", text, flags=re.M)) == phony
+    phony = set(re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)[0].split()) - {"help"}
+    assert set(re.findall(r"^## make (\S+) ", text, flags=re.MULTILINE)) == phony
