@@ -132,13 +132,13 @@ class AsyncClient:
             return await self._ask(call, begun, until)
         return await self._infer_shared(self._sharing, asked, plan, timeout_s, request_id, begun, until)
 
-    async def get(self, path: str) -> dict[str, Any]:
+    async def get(self, path: str) -> Any:  # noqa: ANN401 - parsed JSON
         """See Client.get."""
-        return await self._page(self._pages.object("GET", path))
+        return await self._page(self._pages.document("GET", path))
 
-    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - parsed JSON
         """See Client.post."""
-        return await self._page(self._pages.object("POST", path, body))
+        return await self._page(self._pages.document("POST", path, body))
 
     async def server_live(self) -> bool:
         """See Client.server_live."""

@@ -215,13 +215,13 @@ class Pages:
     def __init__(self, host: str) -> None:
         self._host = host
 
-    def object(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Page[dict[str, Any]]:
-        """Any page that is a JSON object."""
-        return Page(method, path, self._host, read=_read_object, body=body)
+    def document(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Page[Any]:
+        """Any page with JSON."""
+        return Page(method, path, self._host, read=_read_any, body=body)
 
     def metadata(self, model: str, version: str | int | None) -> Page[dict[str, Any]]:
         """A model's inputs and outputs."""
-        return self.object("GET", model_path(model, version))
+        return Page("GET", model_path(model, version), self._host, read=_read_object)
 
     def ready(self, model: str | None = None, version: str | int | None = None) -> Page[bool]:
         """Whether the node, or one model, is ready."""
@@ -279,6 +279,10 @@ def _repository(model: str) -> str:
 
 def _region(region: str) -> str:
     return f"/v2/systemsharedmemory/region/{quote(region, safe='')}"
+
+
+def _read_any(document: Any) -> Any:  # noqa: ANN401 - parsed JSON
+    return document
 
 
 def _read_object(document: Any) -> dict[str, Any]:  # noqa: ANN401 - parsed JSON

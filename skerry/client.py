@@ -183,13 +183,13 @@ class Client:
             return self._ask(calls.Infer(plan, asked, self._forms, timeout_s, request_id), begun, until)
         return self._infer_shared(self._sharing, asked, plan, timeout_s, request_id, begun, until)
 
-    def get(self, path: str) -> dict[str, Any]:
-        """The JSON object at `path`, such as "/v2" or "/skerry/v1/status"; {} where the body is empty."""
-        return self._page(self._pages.object("GET", path))
+    def get(self, path: str) -> Any:  # noqa: ANN401 - parsed JSON
+        """The JSON at `path`, such as "/v2" or "/skerry/v1/status"; {} where the body is empty."""
+        return self._page(self._pages.document("GET", path))
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Post a JSON object (nothing if None) and return the one that answers."""
-        return self._page(self._pages.object("POST", path, body))
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - parsed JSON
+        """Post a JSON object (nothing if None) and return the JSON that answers."""
+        return self._page(self._pages.document("POST", path, body))
 
     def server_live(self) -> bool:
         """Whether a daemon answers at all."""

@@ -150,7 +150,8 @@ def _admit(session: Session, candidate: _Candidate) -> tuple[Entry, Signature]:
 def _examine(session: Session, sealed: Sealed, candidate: _Candidate) -> Signature:
     with session.remarks.status("reading the model"):
         summary = _scan(sealed)
-    _say(session, "checked", f"{summary.nodes} nodes, nothing outside the file")
+    nodes = "1 node" if summary.nodes == 1 else f"{summary.nodes} nodes"
+    _say(session, "checked", f"{nodes}, nothing outside the file")
     memory_bytes = candidate.manifest.limits.memory_bytes
     with session.remarks.status("loading it in a child process"):
         signature = inspect_model(sealed.fd, memory_bytes=memory_bytes, timeout_s=INSPECT_S)
@@ -184,7 +185,8 @@ def refresh(session: Session) -> dict[str, Any] | None:
     """Have the daemon read the registry again: its models, or None where no daemon runs."""
     try:
         with session.client() as client:
-            return client.post("/skerry/v1/registry/refresh")
+            page: dict[str, Any] = client.post("/skerry/v1/registry/refresh")
+            return page
     except NotRunning:
         return None
 

@@ -63,7 +63,8 @@ class Session:
             NotRunning: there is none.
         """
         with self.client() as client:
-            return client.get(path)
+            page: dict[str, Any] = client.get(path)
+            return page
 
     def get_if_running(self, path: str) -> dict[str, Any] | None:
         """One page of the daemon, or None where none runs."""

@@ -114,6 +114,12 @@ def test_close_ends_connections_in_use_after_their_call_and_the_client_goes_on(c
     assert client.get("/v2")["name"] == "skerry"
 
 
+def test_any_page_with_json_can_be_read_lists_included(client):
+    assert client.get("/v2/systemsharedmemory/status") == []
+    index = client.post("/v2/repository/index", {"ready": True})
+    assert "plus" in [entry["name"] for entry in index]
+
+
 def test_a_forked_child_uses_connections_of_its_own(client):
     assert client.infer("plus", row(1)).outputs["output"].tolist() == [[2]]
     inherited = client._pool._idle[0]._sock.fileno()
