@@ -144,7 +144,10 @@ class ModelTable:
         """
         versions = self._versions.get(name)
         if not versions:
-            raise NotFound(f"model {name!r}: expected one of this node's models, got no such name")
+            raise NotFound(
+                f"model {name!r}: expected one of this node's models, got no such name",
+                "`skerry ps` or GET /v2/models lists them",
+            )
         if number is None:
             return self._serving.get(name) or versions[max(versions)]
         if number not in versions:

@@ -86,8 +86,8 @@ def number(value: float | None, pattern: str = "{}") -> str:
 
 
 def device(label: str | None) -> str:
-    """'CPUExecutionProvider on CPU' -> 'CPU on CPU': every provider's name ends in the same word."""
-    return label.replace("ExecutionProvider", "") if label else DASH
+    """'OpenVINOExecutionProvider on AMD CPU' -> 'OpenVINO on AMD CPU'; the plain CPU provider's needs no name."""
+    return label.removeprefix("CPUExecutionProvider on ").replace("ExecutionProvider", "") if label else DASH
 
 
 def short_digest(digest: str | None) -> str:

@@ -53,6 +53,8 @@ def _models_line(models: dict[str, Any]) -> str:
 
 
 def _registry_line(registry: dict[str, Any]) -> str:
+    if not registry["revision"]:
+        return "empty"
     owner = "signed by this node" if registry["owner"] else "follows another root"
     return f"revision {registry['revision']}, {owner}"
 
@@ -87,6 +89,11 @@ def ps(context: typer.Context, *, as_json: AsJson = False) -> None:
         return
     # What a newer version has replaced is no trouble; --json has it.
     models = [model for model in page["models"] if not model.get("superseded_by")]
+    if not models:
+        session.remarks.print(
+            "no models yet; `skerry model add FILE.onnx --name NAME` adds one", markup=False
+        )
+        return
     session.console.print(models_table(models))
     for model in models:
         if model.get("reason"):
@@ -132,6 +139,9 @@ def denials(context: typer.Context, *, as_json: AsJson = False) -> None:
     page = session.get("/skerry/v1/denials")
     if as_json:
         print_json(page)
+        return
+    if not page["denials"]:
+        session.remarks.print("nobody was refused since the daemon started", markup=False)
         return
     rows = [
         [

@@ -387,9 +387,22 @@ def test_status_of_a_node_that_nobody_asked_by_grpc(skerry, daemon):
 def test_ps_shows_one_line_per_model_and_the_reason_of_a_failed_one(skerry, daemon):
     result = skerry("ps")
     _, alpha, beta = words(result.stdout)
-    assert alpha.startswith("alpha 2 READY CPU on CPU 3.0 MiB pin 5m 12 0 42 us 2.5 ms 3/12 now")
+    assert alpha.startswith("alpha 2 READY CPU 3.0 MiB pin 5m 12 0 42 us 2.5 ms 3/12 now")
     assert beta.startswith("beta 1 UNAVAILABLE - 0 B - 0 0 - - - -")
     assert result.stderr == "beta/1: quarantined [/]: SIGFPE three times\n"
+
+
+def test_a_node_without_models_says_what_to_do(skerry, daemon):
+    fresh = {"revision": 0, "owner": False, "problems": []}
+    daemon.pages = {
+        "GET /skerry/v1/status": {**STATUS, "registry": fresh},
+        "GET /skerry/v1/models": {"models": []},
+        "GET /skerry/v1/denials": {"denials": []},
+    }
+    assert "registry empty" in words(skerry("status").stdout)
+    assert skerry("ps").stdout == ""
+    assert "skerry model add FILE.onnx --name NAME" in skerry("ps").stderr
+    assert "nobody was refused" in skerry("denials").stderr
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -430,7 +443,7 @@ def test_why_shows_each_step_in_order(skerry, daemon):
     assert "model alpha/2" in lines
     assert lines[-5:] == [
         "1 X on NPU builtin refused 4/4 3 ms - - 12 us 15 us",
-        "2 CPU on CPU builtin accepted 4/4 3 ms 1.0e-07 2.0e-06 12 us 15 us",
+        "2 CPU builtin accepted 4/4 3 ms 1.0e-07 2.0e-06 12 us 15 us",
         "",
         "1 refused: outputs disagree",
         "2 accepted: 4 of 4 nodes there",
@@ -443,7 +456,7 @@ def test_why_of_an_unknown_model_is_not_found(skerry, daemon):
 
 def test_providers_lists_candidates_in_order_and_what_was_left_out(skerry, daemon):
     result = skerry("providers")
-    assert words(result.stdout)[1] == "1 cpu CPU on AMD CPU - builtin comes last"
+    assert words(result.stdout)[1] == "1 cpu AMD CPU - builtin comes last"
     assert "left out: AzureExecutionProvider: sends inputs away" in result.stderr
 
 
