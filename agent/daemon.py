@@ -313,8 +313,7 @@ class Daemon:
             fresh = configuration.load(self._paths.config_file)
             rules = configuration.rules(fresh)
         except SkerryError as error:
-            log.error("configuration not reloaded, the old one stays in force: %s", error)  # noqa: TRY400 - as above
-            self._warn("configuration", [str(error)])
+            self._warn("configuration", [f"not reloaded, the old one stays in force: {error}"])
             return
         for change in configuration.changes(self._config, fresh).applied:
             log.info("configuration: %s", change)

@@ -68,6 +68,11 @@ def is_quick(version: Version, proof: Proof) -> bool:
     return proof.runners == 1 and proof.median_us is not None and proof.median_us < QUICK_BELOW_US
 
 
+def _reason(error: Exception) -> str:
+    """An error as the reason of a version's state, which is one line."""
+    return "; ".join(str(error).split("\nhint: "))
+
+
 def is_loading(version: Version) -> bool:
     """Whether it still is: during an await somebody may have unloaded it."""
     return version.state is State.LOADING
@@ -127,9 +132,9 @@ class Loader:
             async with self._residency.room_for(version, patience_s), self._place_in_the_queue():
                 problem = await self._place(version)
         except (residency.NoRoom, Unavailable, StorageFailed, OSError) as error:
-            problem, passing = str(error), True
+            problem, passing = _reason(error), True
         except SkerryError as error:
-            problem = str(error)
+            problem = _reason(error)
         version.asleep = False
         if not is_loading(version):  # unloaded meanwhile: that found nothing here yet
             self.end(version)

@@ -41,6 +41,8 @@ class LogSettings:
     def install(self) -> None:
         """From now on the process logs here."""
         logging.getLogger().addHandler(self._handler)
+        # At the level debug it describes every change of a file, several lines each.
+        logging.getLogger("watchdog").setLevel(logging.INFO)
 
     def follow(self, level: str) -> None:
         """Apply `log.level` of the configuration, if it is another than before."""

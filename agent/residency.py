@@ -124,7 +124,7 @@ class Residency:
             held = limit - (need - room.missing_bytes)
             raise NoRoom(
                 f"model {version.label}: expected {_mib(need)} of models.memory ({_mib(limit)}), got room for"
-                f" {_mib(limit - held)}; models that are pinned or busy hold {_mib(held)}",
+                f" {_mib(limit - held)}; models that are pinned or busy and its other versions hold {_mib(held)}",
                 "raise models.memory, or unload a model",
             )
         for busy in room.busy:

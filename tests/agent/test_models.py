@@ -237,6 +237,7 @@ async def test_pinned_and_busy_models_stay_and_the_refusal_has_the_figures(made)
     with pytest.raises(Unavailable, match=r"d/1: .* models.memory .* pinned or busy") as refusal:
         await made.ask("d")
     assert "MiB" in str(refusal.value)
+    assert version(made, "d").reason.endswith("; raise models.memory, or unload a model")  # one line
     assert loaded(made) == {"a", "b"}
     assert await made.ask("a") == 1.0  # the node is well
     made.configure(memory_bytes=0)
