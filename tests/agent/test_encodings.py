@@ -117,12 +117,6 @@ def node():
         assert "Traceback" not in log, log
 
 
-@pytest.fixture
-def talk(node):
-    with Conversation(node.socket) as conversation:
-        yield conversation
-
-
 def squeezed(request, name, *headers):
     """The same request with its body compressed; the length of the JSON still counts what was there before."""
     head, _, body = request.partition(b"\r\n\r\n")

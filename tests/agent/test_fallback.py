@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 import zoo
@@ -10,6 +11,7 @@ from table import Asker, Stage, begun
 from traffic import ENDLESS, begin_work, body, busy, divide, infer, ready, row, until, work
 
 from agent.fallback import open_exchange, receive_into
+from agent.tracing import Tracing
 from providers.area import AREA_BYTES
 
 CRASHES = 2
@@ -152,11 +154,12 @@ def test_a_body_for_which_a_model_has_no_memory_is_received_by_its_fallback(tmp_
         full, free = (made.table.get(name, None) for name in ("full", "free"))
         block, _ = full.instance.area.take(AREA_BYTES)
         client = Asker()
-        exchange = open_exchange(made.table, "full", None, asyncio.get_running_loop(), client)
+        served = SimpleNamespace(models=made.table, tracing=Tracing(tmp_path))
+        exchange = open_exchange(served, "full", None, asyncio.get_running_loop(), client)
         content, size = begun(5.0)
         with receive_into(exchange, size, size) as memory:
             memory[:] = content
-            assert client.exchange._version is free
+            assert client.exchange.version is free
             client.exchange.start(memory, size, "uid:0", None)
             answer = await client.document()
         assert (answer["model_name"], answer["outputs"][0]["data"]) == ("free", [15.0])

@@ -9,6 +9,7 @@ import time
 import pytest
 import zoo
 from node import temporary_node
+from patience import eventually
 from wire_http import Conversation, Tensor, effective_user, floats, http, infer, metrics
 
 from agent.ipc import routes
@@ -79,15 +80,6 @@ def settle(node, text):
     mark = next(MARKS)
     node.configure(text.replace("  rules:\n", f"  rules:\n    - deny admin uid:{mark}\n"))
     assert eventually(lambda: f"uid:{mark}'" in node.log.read_text())
-
-
-def eventually(holds):
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        if holds():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def refused(response, status):

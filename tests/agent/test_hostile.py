@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import zoo
 from node import temporary_node
+from patience import eventually
 from wire_http import Conversation, Tensor, effective_user, floats, http, infer
 
 NOBODY = 65534
@@ -44,15 +45,6 @@ def node():
             assert "Traceback" not in log, log
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def eventually(holds):
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        if holds():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def descriptors(node):

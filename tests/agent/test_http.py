@@ -6,12 +6,12 @@ import os
 import socket
 import struct
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import zoo
 from node import temporary_node
+from patience import eventually
 from wire_http import Conversation, Tensor, floats, http, infer, metrics
 
 HEADER_LIMIT = 8192
@@ -45,12 +45,6 @@ def node():
         assert "Traceback" not in log, log
 
 
-@pytest.fixture
-def talk(node):
-    with Conversation(node.socket) as conversation:
-        yield conversation
-
-
 def plus(*values, **more):
     return infer("plus", [floats(*values)], **more)
 
@@ -71,16 +65,6 @@ def refused(response, status):
 def still_usable(talk):
     assert answers(talk.ask(plus(1))) == [2.0]
     return True
-
-
-def eventually(holds):
-    """True once it is; False if that takes so long that something hangs."""
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        if holds():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def connections_of(node):

@@ -47,12 +47,6 @@ def node():
         assert "Traceback" not in log, log
 
 
-@pytest.fixture
-def talk(node):
-    with Conversation(node.socket) as conversation:
-        yield conversation
-
-
 _unused = iter(range(1, 1_000_000))
 
 

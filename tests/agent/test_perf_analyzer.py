@@ -2,13 +2,12 @@
 
 import os
 import re
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import zoo
-from node import temporary_node
+from node import free_port, temporary_node
 
 PROGRAM = Path(
     os.environ.get("SKERRY_PERF_ANALYZER") or Path(__file__).parents[2] / ".venv-perf/bin/perf_analyzer"
@@ -20,9 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def node():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with temporary_node() as node:
         node.port = port
         node.configure(f"ipc:\n  tcp: 127.0.0.1:{port}\n")

@@ -12,7 +12,7 @@ import subprocess
 import numpy as np
 import pytest
 import zoo
-from node import temporary_node
+from node import free_port, temporary_node
 from wire_http import CODES, Conversation, Tensor, effective_user, floats, http, infer, metrics, pack
 
 from skerry import __version__
@@ -40,12 +40,6 @@ def node():
         assert node.stop() == 0
         log = node.log.read_text()
         assert "Traceback" not in log, log
-
-
-@pytest.fixture
-def talk(node):
-    with Conversation(node.socket) as conversation:
-        yield conversation
 
 
 def refused(response, status):
@@ -683,9 +677,7 @@ def test_curl_head_and_errors(node):
 @pytest.fixture(scope="module")
 def tcp_node():
     """A node that listens on a TCP port, too; its port is `port`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with temporary_node() as node:
         node.port = port
         node.configure(f"ipc:\n  tcp: 127.0.0.1:{port}\n")

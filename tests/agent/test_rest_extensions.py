@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import zoo
 from node import temporary_node
-from wire_http import HANGS_S, Conversation, Tensor, effective_user, floats, http, infer
+from patience import eventually
+from wire_http import Conversation, Tensor, effective_user, floats, http, infer
 
 NOBODY = 65534
 COUNTED = {"count", "ns"}
@@ -41,24 +42,9 @@ def node():
         assert "Traceback" not in log, log
 
 
-@pytest.fixture
-def talk(node):
-    with Conversation(node.socket) as conversation:
-        yield conversation
-
-
 def post(talk, path, document=None):
     body = b"" if document is None else json.dumps(document).encode()
     return talk.ask(http("POST", path, body))
-
-
-def eventually(found):
-    """What it finds, as soon as it does; fails if that takes so long that something hangs."""
-    until = time.monotonic() + HANGS_S
-    while not (result := found()):
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    return result
 
 
 def refused(response, status):

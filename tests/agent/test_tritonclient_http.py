@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import socket
 import time
 
 import numpy as np
 import pytest
 import zoo
-from node import temporary_node
+from node import free_port, temporary_node
 from relay import relay
 from wire_http import HANGS_S
 
@@ -18,9 +17,7 @@ LABELS = ("zero", "one", "two", "three")
 
 @pytest.fixture(scope="module")
 def node():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with temporary_node() as node:
         node.port = port
         node.configure(f"ipc:\n  tcp: 127.0.0.1:{port}\n")

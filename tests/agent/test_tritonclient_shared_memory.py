@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import socket
 
 import numpy as np
 import pytest
 import zoo
-from node import temporary_node
+from node import free_port, temporary_node
 from rpc import address
 from traffic import HANGS_S
 
@@ -20,9 +19,7 @@ VALUES = np.arange(150_528, dtype=np.float32).reshape(1, -1)
 
 @pytest.fixture(scope="module")
 def node():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with temporary_node() as node:
         node.port = port
         node.configure(f"ipc:\n  tcp: 127.0.0.1:{port}\n")

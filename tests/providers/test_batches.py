@@ -5,7 +5,6 @@ import signal
 import numpy as np
 import pytest
 import zoo
-from workshop import workshop
 
 from providers import wire
 from providers.prove import DEFAULT_MAX_BATCH
@@ -15,25 +14,6 @@ from skerry.terms import KIB, MIB
 ROOM = 8 * MIB
 STEP = 64 * KIB
 ENDLESS = ("INT64", np.array([2**40], np.int64))
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    with workshop(tmp_path_factory.mktemp("empty")) as shop:
-        yield shop
-
-
-@pytest.fixture
-def start(shop):
-    made = []
-
-    def start(*arguments, **options):
-        made.append(shop.start(*arguments, **options))
-        return made[-1]
-
-    yield start
-    for worker in made:
-        worker.close()
 
 
 def ask_together(worker, *requests, room_bytes=STEP):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import zoo
-from workshop import memory, workshop
+from workshop import memory
 
 from providers import placement, wire
 from providers.placement import Job, place
@@ -239,12 +239,6 @@ def test_no_candidate_at_all_is_said(monkeypatch):
 
 
 # --- real workers
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    with workshop(tmp_path_factory.mktemp("empty")) as shop:
-        yield shop
 
 
 @pytest.fixture

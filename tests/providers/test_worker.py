@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import zoo
 from onnx import TensorProto, helper
-from workshop import workshop
 
 from providers import wire
 from providers.runner import Common
@@ -24,25 +23,6 @@ from skerry.terms import MIB
 
 ROOM = 8 * MIB
 NUMERIC = [name for name in zoo.ONNX_TYPES if name not in {"BYTES", "BF16"}]
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    with workshop(tmp_path_factory.mktemp("empty")) as shop:
-        yield shop
-
-
-@pytest.fixture
-def start(shop):
-    made = []
-
-    def start(*arguments, **options):
-        made.append(shop.start(*arguments, **options))
-        return made[-1]
-
-    yield start
-    for worker in made:
-        worker.close()
 
 
 def values_of(datatype):

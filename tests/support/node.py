@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 START_S = 30.0
 
 
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 class Node:
     """One home and, between `start` and `stop`, its daemon."""
 
