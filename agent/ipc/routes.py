@@ -56,6 +56,10 @@ class Page(enum.Enum):
 OPEN_PAGES = frozenset({Page.LIVE, Page.READY, Page.SERVER})
 #: Lists are open to whoever may connect, too: they show what that one may read.
 LISTS = frozenset({Page.MODELS, Page.METRICS, Page.TABLE, Page.STATISTICS, Page.INDEX})
+#: A user's own shared memory, for whoever may run a model at all.
+SHARING = frozenset(
+    {Page.SHARED, Page.SHARE, Page.UNSHARE, Page.CUDA_SHARED, Page.CUDA_SHARE, Page.CUDA_UNSHARE}
+)
 #: What changes something, and who was refused. All others only read, or run a model.
 ADMINISTRATION = frozenset(
     {Page.LOAD, Page.UNLOAD, Page.SET_LOGGING, Page.SET_TRACE, Page.REFRESH, Page.CLEAR, Page.DENIALS}

@@ -121,6 +121,17 @@ def test_a_rule_that_denies_is_named_and_the_model_next_door_answers(node):
 
 
 @only_root
+def test_shared_memory_is_for_whoever_may_run_a_model(node):
+    status, unregister = "/v2/systemsharedmemory/status", "/v2/systemsharedmemory/unregister"
+    with somebody(node, OTHER) as talk:  # who may run one
+        assert talk.ask(http("GET", status)).json == []
+        assert talk.ask(http("POST", unregister, b"")).status == 200
+    with somebody(node, 65532) as talk:  # who may run none
+        assert "infer on this node" in refused(talk.ask(http("GET", status)), 403)
+        assert refused(talk.ask(http("POST", unregister, b"")), 403)
+
+
+@only_root
 def test_who_may_read_one_model_sees_no_other(node):
     with somebody(node, OTHER) as talk:
         assert talk.ask(http("GET", "/v2/models")).json == {"models": ["plus"]}

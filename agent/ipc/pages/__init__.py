@@ -13,12 +13,14 @@ Rules
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from agent.access import Action
 from agent.ipc.pages import logs, metadata, own, repository, shared, statistics, traces
 from agent.ipc.pages.content import Content
 from agent.ipc.regions import Regions
+from agent.ipc.routes import SHARING
 from agent.version import Asleep
 
 if TYPE_CHECKING:
@@ -85,12 +87,21 @@ class Pages:
             SkerryError: instead of a page.
         """
         assert head.page is not None  # noqa: S101 - a head without a page has an error
-        self._gate.require_page(peer, head)
+        if head.page in SHARING:
+            self._require_a_model(peer)
+        else:
+            self._gate.require_page(peer, head)
         handler = self._handlers[head.page]
         try:
             return handler(head, body, peer)
         except Asleep:
             return self._when_awake(handler, head, body, peer)
+
+    def _require_a_model(self, peer: Peer) -> None:
+        """Raise Denied unless there is a model that `peer` may run."""
+        may = functools.partial(self._gate.may, peer, Action.INFER)
+        if not may() and not any(may(version.name) for version in self.models.all()):
+            self._gate.require(peer, Action.INFER)
 
     def _readable(self, peer: Peer) -> list[Version]:
         """The versions that `peer` may read of."""
