@@ -274,9 +274,8 @@ class Daemon:
                         f"is {self._paths.registry} still the folder that it was?",
                     )
             except SkerryError as error:
-                log.error("registry: %s", error)  # noqa: TRY400 - the reader needs the reason, not our stack
                 if bundle is None:
-                    self._warn("registry", [str(error)])
+                    self._warn("registry", [str(error)], logging.ERROR)
                 raise
             self._listing = found
             self._warn("registry", list(found.problems))
@@ -313,7 +312,7 @@ class Daemon:
             fresh = configuration.load(self._paths.config_file)
             rules = configuration.rules(fresh)
         except SkerryError as error:
-            self._warn("configuration", [f"not reloaded, the old one stays in force: {error}"])
+            self._warn("configuration", [f"not reloaded, the old one stays in force: {error}"], logging.ERROR)
             return
         for change in configuration.changes(self._config, fresh).applied:
             log.info("configuration: %s", change)
@@ -362,6 +361,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """The status page's document."""
         versions = self._models.all()
+        ready = self._ready_models()
         found = self._discovery.result() if self._discovery.done() else None
         return {
             "version": __version__,
@@ -379,7 +379,8 @@ class Daemon:
                 "problems": list(self._listing.problems),
             },
             "models": {
-                "ready": sum(version.state is State.READY for version in versions),
+                "ready": len(ready),
+                "asleep": len({version.name for version in versions if version.asleep} - ready),
                 "total": len({version.name for version in versions}),
                 "memory_bytes": sum(version.memory_bytes for version in versions if version.instance),
                 "memory_limit_bytes": self._config.models.memory_bytes,
@@ -431,13 +432,16 @@ class Daemon:
             return 0
 
     def _summary(self) -> str:
-        ready = sum(version.state is State.READY for version in self._models.all())
-        return f"{ready} models ready"
+        return f"{len(self._ready_models())} models ready"
 
-    def _warn(self, source: str, texts: list[str]) -> None:
+    def _ready_models(self) -> set[str]:
+        """The models of which at least one version is READY."""
+        return {version.name for version in self._models.all() if version.state is State.READY}
+
+    def _warn(self, source: str, texts: list[str], severity: int = logging.WARNING) -> None:
         """Replace what this source warns of."""
         for text in texts:
-            log.warning("%s: %s", source, text)
+            log.log(severity, "%s: %s", source, text)
         self._warnings[source] = texts
 
 

@@ -47,7 +47,8 @@ def status(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 
 def _models_line(models: dict[str, Any]) -> str:
-    line = f"{models['ready']} of {models['total']} ready, {render.size(models['memory_bytes'])}"
+    asleep = f", {models['asleep']} asleep" if models["asleep"] else ""
+    line = f"{models['ready']} of {models['total']} ready{asleep}, {render.size(models['memory_bytes'])}"
     limit = models["memory_limit_bytes"]
     return f"{line} of {render.size(limit)}" if limit else line
 

@@ -175,7 +175,8 @@ class Gate:
             return
         self.require(peer, Action.ADMIN, head.model)
         if page is not Page.DENIALS:
-            log.info("administration: uid %d, pid %d: %s %s", peer.uid, peer.pid, page.name, head.model)
+            what = f"{page.name} {head.model}".rstrip()
+            log.info("administration: uid %d, pid %d: %s", peer.uid, peer.pid, what)
 
     def _verdict(self, peer: Peer, action: Action, model: str) -> Verdict:
         if peer.door is Door.ADMIN:
@@ -209,8 +210,9 @@ class Gate:
             self._logged.clear()
         self._logged[key] = now, 0
         more = f", and {unsaid} times before" if unsaid else ""
+        what = model or "on this node"
         log.warning(
-            "denied: uid %d, pid %d: %s %s (%s)%s", peer.uid, peer.pid, action, model, verdict.why, more
+            "denied: uid %d, pid %d: %s %s (%s)%s", peer.uid, peer.pid, action, what, verdict.why, more
         )
 
 

@@ -36,7 +36,7 @@ STATUS = {
     "rss_bytes": 31 << 20,
     "socket": "/h/run/skerry.sock",
     "registry": {"revision": 7, "owner": True, "problems": ["models/x/1.onnx: signed, but not understood"]},
-    "models": {"ready": 1, "total": 2, "memory_bytes": 3 << 20, "memory_limit_bytes": 1 << 30},
+    "models": {"ready": 1, "asleep": 1, "total": 2, "memory_bytes": 3 << 20, "memory_limit_bytes": 1 << 30},
     "cache": {"entries": 3, "bytes": 2048, "hits": 3, "misses": 1, "memory_hits": 2},
     "providers": {"onnxruntime": "1.31.1", "devices": 1},
     "grpc": {
@@ -360,7 +360,7 @@ def test_json_is_the_daemons_page_and_nothing_else(skerry, daemon, arguments, pa
 def test_status_shows_what_matters_and_warns_on_stderr(skerry, daemon):
     result = skerry("status")
     assert "skerry 0.1.0, pid 4242, up 1h 1m" in words(result.stdout)
-    assert "models 1 of 2 ready, 3.0 MiB of 1.0 GiB" in words(result.stdout)
+    assert "models 1 of 2 ready, 1 asleep, 3.0 MiB of 1.0 GiB" in words(result.stdout)
     assert "cache 3 answers, 2.0 KiB, 75 % of 4 hit" in words(result.stdout)
     assert "memory 31.0 MiB" in words(result.stdout)
     assert "gRPC pid 43, 45.0 MiB, on /h/run/grpc.sock" in words(result.stdout)

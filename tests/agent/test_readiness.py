@@ -58,3 +58,19 @@ def test_bad_arrivals_and_unloading_leave_a_ready_node_ready(node):
     node.stop()
     node.start()
     assert states(node)["good", "1"] == "READY"  # what is unloaded is so until the next start
+
+
+def test_status_counts_models_not_their_versions(node):
+    node.configure("models:\n  load: lazy\n")
+    for version in (1, 2):
+        node.add(zoo.add(version), "both", version, versions="all")
+    node.add(zoo.add(3), "sleeper")
+    node.start()
+
+    def counted():
+        return tuple(node.get("/skerry/v1/status")[1]["models"][key] for key in ("ready", "asleep", "total"))
+
+    assert counted() == (0, 2, 2)
+    assert node.post("/v2/repository/models/both/load")[0] == 200  # loads both versions
+    assert states(node)["both", "1"] == states(node)["both", "2"] == "READY"
+    assert counted() == (1, 1, 2)
