@@ -179,7 +179,7 @@ def test_a_tensor_that_ends_early_is_no_result(connect):
 def test_nonsense_is_the_servers_fault_and_the_next_call_is_clean(connect, answer):
     client, _ = connect(answer, reply({"n": 2}))
     with pytest.raises(InternalError):
-        client.get("/a") if b"FP32" not in answer else client.infer("m", ones())
+        client.model_metadata("m") if b"FP32" not in answer else client.infer("m", ones())
     assert client.get("/b") == {"n": 2}
 
 
