@@ -68,7 +68,7 @@ def is_quick(version: Version, proof: Proof) -> bool:
     return proof.runners == 1 and proof.median_us is not None and proof.median_us < QUICK_BELOW_US
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """An error as the reason of a version's state, which is one line."""
     return "; ".join(str(error).split("\nhint: "))
 
@@ -132,9 +132,9 @@ class Loader:
             async with self._residency.room_for(version, patience_s), self._place_in_the_queue():
                 problem = await self._place(version)
         except (residency.NoRoom, Unavailable, StorageFailed, OSError) as error:
-            problem, passing = _reason(error), True
+            problem, passing = reason_of(error), True
         except SkerryError as error:
-            problem = _reason(error)
+            problem = reason_of(error)
         version.asleep = False
         if not is_loading(version):  # unloaded meanwhile: that found nothing here yet
             self.end(version)

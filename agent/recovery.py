@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from agent import tasks
 from agent.clock import wall
-from agent.loader import is_loading, is_quick
+from agent.loader import is_loading, is_quick, reason_of
 from agent.states import Event, State
 from providers.launcher import CUT_MEMORY, CUT_OFF, WITH_ZYGOTE, describe_exit
 from skerry.errors import NotFound, SkerryError, StorageFailed, Unavailable, Untrusted
@@ -130,7 +130,7 @@ class Recovery:
             ):  # unloaded meanwhile, and nobody misses the worker
                 return
             if isinstance(error, Untrusted | NotFound):
-                self._give_up(version, str(error))
+                self._give_up(version, reason_of(error))
             else:
                 self._recover(version, f"could not be replaced: {error}", crashed=True)
             return
