@@ -249,6 +249,8 @@ async def open_later(  # noqa: PLR0913, PLR0917 - as above, and what the request
             try:
                 return StandIn(chain.following(error), loop, client, chain)
             except Asleep as asleep:
+                if asleep is error:  # the one that was asked, and nobody is left who would answer instead
+                    raise
                 next_one = asleep.version
             try:
                 await models.ready(next_one.name, None, until - loop.time())

@@ -10,8 +10,9 @@ from node import temporary_node
 from table import Asker, Stage, begun
 from traffic import ENDLESS, begin_work, body, busy, divide, infer, ready, row, until, work
 
-from agent.fallback import open_exchange, receive_into
+from agent.fallback import open_exchange, open_later, receive_into
 from agent.tracing import Tracing
+from agent.version import Asleep
 from providers.area import AREA_BYTES
 
 CRASHES = 2
@@ -204,3 +205,29 @@ def test_a_fallback_that_sleeps_is_woken_by_an_overload_for_the_next_request():
             assert node.request("POST", "/v2/models/exact/infer", content)[0] == 503
             sock.close()
         until(lambda: row(node, "exact")["leases"] == 0, "nothing left behind")
+
+
+def test_a_model_that_could_not_be_woken_and_has_no_fallback_is_refused_also_if_it_is_up_by_then():
+    asked = SimpleNamespace(
+        name="one",
+        label="one/1",
+        state="UNAVAILABLE",
+        reason="no room",
+        timeout_s=1.0,
+        entry=SimpleNamespace(manifest=SimpleNamespace(fallback=None)),
+    )
+    waits = []
+
+    async def ready(*_):
+        waits.append(asked)
+        assert len(waits) == 1, "it goes round in circles, and the daemon with it"
+        raise Asleep(asked)
+
+    models = SimpleNamespace(ready=ready, get=lambda *_: asked)
+
+    async def story():
+        served = SimpleNamespace(models=models, tracing=SimpleNamespace(exchange=None))
+        with pytest.raises(Asleep, match="no room"):
+            await open_later(served, "one", None, asyncio.get_running_loop(), None, b"")
+
+    asyncio.run(story())
