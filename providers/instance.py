@@ -427,7 +427,8 @@ class Instance:
         """
         layouts = [job.layout for run in self._running() for job in run]
         places = [layout.regions + tuple(target.region for _, target in layout.targets) for layout in layouts]
-        return [region for regions in places for region in regions if region is not None]
+        used = [region for regions in places for region in regions if region is not None]
+        return used + self.lending.regions_in_use()
 
     def _check_stopped(self, now: float) -> float:
         """Kill the worker if a run that was told to stop does not; returns when to look again.

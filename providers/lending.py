@@ -101,6 +101,7 @@ class Tally(NamedTuple):
 class _Slot(NamedTuple):
     connection: Lent
     timeout_s: float
+    regions: tuple[Region, ...]  # that its requests are about
 
 
 class _Stop(NamedTuple):
@@ -153,7 +154,9 @@ class Lending:
         if not self._worker.lend(self._board, slot, form, sock.fileno()):
             return False
         self._free.pop()
-        self._slots[slot] = _Slot(connection, form.timeout_s)
+        regions = (*form.regions, *(target.region for _, target in form.targets))
+        about = tuple(region for region in regions if region is not None)
+        self._slots[slot] = _Slot(connection, form.timeout_s, about)
         self._owner = owner
         if self._timer is None:
             self._timer = self._loop.call_later(WATCH_S, self._watch)
@@ -168,6 +171,12 @@ class Lending:
     def is_running(self) -> bool:
         """Whether the worker is busy with a request on a lent connection."""
         return bool(self._slots) and self._cells[board.STARTED] > 0
+
+    def regions_in_use(self) -> list[Region]:
+        """The clients' memory that the run on a lent connection is about, if there is one."""
+        turns = self._turns() if self._slots else []
+        taken = [slot for number, slot in self._slots.items() if turns[number] & board.STATES == board.TAKEN]
+        return [region for slot in taken for region in slot.regions]
 
     # -- back
 

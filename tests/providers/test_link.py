@@ -62,9 +62,9 @@ def pair():
         yield mine
 
 
-def lend(bench, sock, client, head=b"head"):
+def lend(bench, sock, client, head=b"head", regions=()):
     return bench.instance.lending.lend(
-        sock, Form(1, head, 0, b"", (INPUT,), (b"", b""), (INPUT,), (), (), FAR_S), 1, client
+        sock, Form(1, head, 0, b"", (INPUT,), (b"", b""), (INPUT,), regions, (), FAR_S), 1, client
     )
 
 
@@ -129,6 +129,26 @@ def test_a_worker_that_touched_memory_that_was_gone_is_not_to_blame(region, how)
         assert isinstance(request.error, WorkerCrashed)
         assert bench.lost == [CUT_MEMORY]
         assert not region.alive
+        assert region.cut
+
+    story(tell)
+
+
+def test_memory_that_was_gone_during_a_run_on_a_lent_connection_is_to_blame(region, pair):
+    async def tell(bench):
+        worker = bench.hire()
+        client = Client()
+        assert lend(bench, pair, client, regions=(region,))
+        worker.read()
+        (content,) = [content for kind, content in worker.seldom if kind == wire.LEND]
+        loan = wire.decode_loan(content)
+        memory = bench.instance.area.memory[loan.board : loan.board + board.BYTES]
+        with memory, memory.cast("Q") as cells:
+            cells[board.FIRST_SLOT + loan.slot] = board.TURN + board.TAKEN
+            worker.die(-signal.SIGBUS)
+            await bench.until(lambda: client.fates)
+        assert isinstance(client.fates[0], WorkerCrashed)
+        assert bench.lost == [CUT_MEMORY]
         assert region.cut
 
     story(tell)
