@@ -77,6 +77,7 @@ class Residency:
         self._loaded = loaded
         self._put_to_sleep = put_to_sleep
         self._reserved: dict[Version, int] = {}
+        self._unreserved = asyncio.Event()  # set, and replaced, when a reservation ends
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -94,21 +95,26 @@ class Residency:
 
         Args:
             version: what is to be loaded. Other versions of its model are not asked to leave for it.
-            patience_s: how long to wait for models that are busy; 0 if nobody waits for this load.
+            patience_s: how long to wait for models that are busy or loading; 0 if nobody waits for this load.
 
         Raises:
             NoRoom: the models that are loaded cannot or must not leave.
         """
         until = self._loop.time() + patience_s
         try:
-            while await self._busy_in_the_way(version, until):
+            while await self._others_in_the_way(version, until):
                 pass
             yield
         finally:
-            self._reserved.pop(version, None)
+            self._unreserve(version)
 
-    async def _busy_in_the_way(self, version: Version, until: float) -> bool:
-        """Reserve room and return False, or wait for a busy model and return True."""
+    def _unreserve(self, version: Version) -> None:
+        self._reserved.pop(version, None)
+        self._unreserved.set()
+        self._unreserved = asyncio.Event()
+
+    async def _others_in_the_way(self, version: Version, until: float) -> bool:
+        """Reserve room and return False, or wait for a model that is busy or loading and return True."""
         limit = self._config().models.memory_bytes
         if not limit:
             return False
@@ -120,16 +126,20 @@ class Residency:
             self._reserved[version] = need
             return False
         patience_s = until - self._loop.time()
-        if not room.busy or patience_s <= 0:
+        if not (room.busy or self._reserved) or patience_s <= 0:
             held = limit - (need - room.missing_bytes)
             raise NoRoom(
                 f"model {version.label}: expected {_mib(need)} of models.memory ({_mib(limit)}), got room for"
-                f" {_mib(limit - held)}; models that are pinned or busy and its other versions hold {_mib(held)}",
+                f" {_mib(limit - held)}; models that are pinned, busy or loading and its other versions hold"
+                f" {_mib(held)}",
                 "raise models.memory, or unload a model",
             )
+        waits: list[asyncio.Task[object]] = []
         for busy in room.busy:
             busy.recall()  # a client that goes on asking would keep what it was lent
-        waits = [tasks.spawn(busy.drained(), f"room for {version.label}") for busy in room.busy]
+            waits.append(tasks.spawn(busy.drained(), f"room for {version.label}"))
+        # Whoever waits for a model that loads has had time to take a lease once it was measured again.
+        waits.append(tasks.spawn(self._unreserved.wait(), f"room for {version.label}"))
         await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()

@@ -234,7 +234,7 @@ async def test_pinned_and_busy_models_stay_and_the_refusal_has_the_figures(made)
     made.configure(memory_bytes=int(1.5 * tiny))
     made.table.reconfigure()
     assert loaded(made) == {"a", "b"}  # what can go has gone
-    with pytest.raises(Unavailable, match=r"d/1: .* models.memory .* pinned or busy") as refusal:
+    with pytest.raises(Unavailable, match=r"d/1: .* models.memory .* pinned, busy or loading") as refusal:
         await made.ask("d")
     assert "MiB" in str(refusal.value)
     assert version(made, "d").reason.endswith("; raise models.memory, or unload a model")  # one line
@@ -290,6 +290,21 @@ def test_what_a_model_took_is_remembered_by_the_next_daemon(played):
 
     took = played(first)
     played(second)
+
+
+@run
+async def test_models_that_fit_one_at_a_time_take_turns_and_every_request_is_answered(made):
+    names = ["one", "two", "three"]
+    made.configure(load="lazy")
+    for place, name in enumerate(names):
+        made.put(zoo.add(place), name)
+    await made.follow()
+    await made.ask("one")
+    made.configure(memory_bytes=int(1.5 * version(made, "one").memory_bytes))
+    wanted = [(place, name) for _ in range(4) for place, name in enumerate(names)]
+    answers = await asyncio.gather(*(made.ask(name, 1.0) for _, name in wanted))
+    assert answers == [1.0 + place for place, _ in wanted]
+    assert sum(made.states(name) == {1: "READY"} for name in names) == 1
 
 
 def test_unloading_gives_the_memory_back_to_the_system(played):
