@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from skerry.terms import MIB
 from store.db import Database
 from store.dbfile import CACHE, is_damage
-from store.shelf import ROW_BYTES, SELECT, Answer, Entry, Shelf, fingerprint, id_of, open_row
+from store.shelf import SELECT, Answer, Entry, Shelf, fingerprint, id_of, open_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,8 @@ MAX_SHARE = 8
 MAX_ANSWER_BYTES = 256 * MIB  # far below SQLite's 10^9 for one row
 TOUCH_BATCH = 1024  # uses remembered before a write carries them
 MAX_TOUCHED = 4 * TOUCH_BATCH  # uses remembered while nothing is written
+#: Measured: what an answer in memory takes beside its payload, for its key, its times, its tuples and the dict.
+ENTRY_BYTES = 480
 
 
 class CacheStats(NamedTuple):
@@ -188,7 +190,7 @@ class OutputCache:
 
 
 class _Front:
-    """The answers in memory, those used last at the end, bounded by the bytes of their payloads."""
+    """The answers in memory, those used last at the end, bounded by the bytes that they take."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -228,4 +230,4 @@ class _Front:
 
 
 def _weight(entry: Entry) -> int:
-    return len(entry.answer.payload) + ROW_BYTES
+    return len(entry.answer.payload) + ENTRY_BYTES

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import pytest
 
@@ -313,6 +314,21 @@ def test_memory_has_its_own_cap_and_order(open_cache):
     assert cache.stats().memory_hits == before + 2
     assert held_numbers(cache, [1], 10 * KIB) == {1}
     assert cache.stats().memory_hits == before + 2  # 1 was used longest ago: it came from the file
+
+
+def test_small_answers_take_no_more_memory_than_the_cap_says(open_cache):
+    cache = open_cache(memory_bytes=2 * MIB)
+    layout = layout_of(40)  # one for all answers to requests of one kind
+    tracemalloc.start()
+    try:
+        for number in range(8_000):
+            cache.put(key_of(number), MODEL, layout, payload_of(number, 40), HOUR)
+            if number % 500 == 499:
+                settle(cache)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert MIB < taken < 2 * MIB
 
 
 def test_smaller_cap_gives_space_back_and_a_larger_one_takes_it(open_cache, path):
