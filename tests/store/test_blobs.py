@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import hashlib
 import os
 import stat
@@ -90,6 +91,7 @@ def test_damage_is_refused_with_both_digests_and_lengths(store, damaged):
     found = store.ingest([ONE])
     store.path(found.digest).chmod(0o600)
     store.path(found.digest).write_bytes(damaged)
+    gc.collect()  # what other tests left behind must not close in between
     open_fds = len(list(Path("/proc/self/fd").iterdir()))
     for use in (store.open_sealed, store.check):
         with pytest.raises(Untrusted) as refused:
