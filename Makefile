@@ -7,7 +7,6 @@ RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 OPENVINO := .venv-openvino
 PERF := .venv-perf
-
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help

@@ -2,7 +2,7 @@
 
 Does: lookup, TTL, both byte caps, batching of what was used when, counting.
 Leaves out: what goes into a key (store.cachekey), rows and eviction (store.shelf), the writer thread
-(store.db), joining identical requests in flight (agent.infer).
+(store.db).
 
 Rules
  * A wrong answer is impossible, a lost one is not: a row that is not exactly what was written is a miss, and
