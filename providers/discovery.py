@@ -21,6 +21,7 @@ import importlib
 import importlib.util
 import os
 import signal
+import socket
 import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,6 +76,7 @@ class _Child(NamedTuple):
     stdout: asyncio.StreamReader
     stderr: asyncio.StreamReader
     wait: Callable[[], Awaitable[int]]
+    close: Callable[[], None]
 
 
 async def discover(
@@ -104,6 +106,7 @@ async def discover(
     finally:
         _kill(child.pid)
         returncode = await child.wait()
+        child.close()
     return _believe(returncode, answer, noise)
 
 
@@ -121,35 +124,28 @@ async def _spawn(command: Sequence[str], plugins: Sequence[str]) -> _Child:
         start_new_session=True,  # so that a driver's own helper processes can be killed with it
     )
     assert child.stdout is not None and child.stderr is not None  # noqa: S101, PT018 - both were asked for above
-    return _Child(child.pid, child.stdout, child.stderr, child.wait)
+    return _Child(child.pid, child.stdout, child.stderr, child.wait, lambda: None)
 
 
 async def _fork(launcher: Launcher, plugins: Sequence[str]) -> _Child:
-    ours: list[int] = []
-    theirs: list[int] = []
-    try:
-        for _ in range(2):
-            reading, writing = os.pipe2(os.O_CLOEXEC)
-            ours.append(reading)
-            theirs.append(writing)
-        process = await launcher.look((theirs[0], theirs[1]), plugins)
-    except BaseException:
-        for descriptor in ours:
-            os.close(descriptor)
-        raise
-    finally:
-        for descriptor in theirs:
-            os.close(descriptor)
-    stdout, stderr = [await _reader(descriptor) for descriptor in ours]
-    return _Child(process.pid, stdout, stderr, lambda: asyncio.shield(process.exited))
+    # Not pipes: uvloop closes the descriptor of a pipe twice, and by then it may be a model's.
+    with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as theirs:
+            ours, ends = [], []
+            for _ in range(2):
+                reading, writing = socket.socketpair()
+                ours.append(undo.enter_context(reading))
+                ends.append(theirs.enter_context(writing).fileno())
+            process = await launcher.look((ends[0], ends[1]), plugins)
+        streams = [await asyncio.open_connection(sock=sock) for sock in ours]
+        undo.pop_all()
 
+    def close() -> None:
+        for _, writer in streams:
+            writer.close()
 
-async def _reader(descriptor: int) -> asyncio.StreamReader:
-    """A stream of what comes through a pipe; closes it at its end."""
-    reader = asyncio.StreamReader()
-    pipe = os.fdopen(descriptor, "rb", buffering=0)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader
+    stdout, stderr = [reader for reader, _ in streams]
+    return _Child(process.pid, stdout, stderr, lambda: asyncio.shield(process.exited), close)
 
 
 async def _finish(child: _Child) -> tuple[bytes, str]:

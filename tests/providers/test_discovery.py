@@ -5,11 +5,13 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import uvloop
 
 from providers import discovery
 from providers.discovery import discover, look
@@ -52,6 +54,37 @@ def test_a_forked_child_finds_what_a_spawned_one_does():
     first, second, spawned = asyncio.run(both())
     assert first.problem == ""
     assert first == second == spawned
+
+
+def test_no_descriptor_of_anybody_else_is_closed():
+    stolen = []
+    done = threading.Event()
+
+    def open_and_close():
+        while not done.is_set():
+            mine = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+            for descriptor in mine:
+                try:
+                    os.close(descriptor)
+                except OSError:
+                    stolen.append(descriptor)
+
+    async def look_often():
+        launcher = Launcher()
+        try:
+            for _ in range(20):
+                assert (await discover(20, launcher=launcher)).problem == ""
+        finally:
+            await launcher.close()
+
+    other = threading.Thread(target=open_and_close)
+    other.start()
+    try:
+        uvloop.run(look_often())
+    finally:
+        done.set()
+        other.join()
+    assert stolen == []
 
 
 def test_a_zygote_that_cannot_be_had_leaves_the_cpu():
