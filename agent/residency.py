@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from agent.settings import Config
     from agent.version import Version
     from providers.instance import Instance
+    from providers.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,14 @@ def private_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * KIB for line in lines if line.startswith("Private_Dirty:")), 0)
 
 
-def measure(pid: int | None, instance: Instance) -> int:
-    """What unloading this instance gives back, in bytes."""
-    shared = os.fstat(instance.area.fd).st_blocks * 512
-    return shared + (private_bytes(pid) if pid else 0)
+def measure(process: Process, instance: Instance) -> int:
+    """What unloading this instance gives back, in bytes; of a worker that models share, about."""
+    return shared_bytes(instance) + int(private_bytes(process.pid) * process.share)
+
+
+def shared_bytes(instance: Instance) -> int:
+    """Of the memory that it shares with its worker, what was ever used."""
+    return os.fstat(instance.area.fd).st_blocks * 512
 
 
 class Residency:
@@ -176,16 +181,18 @@ class Residency:
             self._put_to_sleep(other, f"unloaded: made room for {version.label}")
 
     async def _measure_all(self) -> None:
-        loaded = [(version, version.instance) for version in self._loaded()]
-        sizes = await asyncio.to_thread(
-            lambda: [
-                private_bytes(instance.pid) if instance and instance.pid else 0 for _, instance in loaded
-            ]
-        )
-        for (version, instance), private in zip(loaded, sizes, strict=True):
-            # While a worker is being replaced there is nothing to measure: what it had, it will have again.
-            if private and instance is not None and version.instance is instance:
-                version.memory_bytes = private + measure(None, instance)
+        # While a worker is being replaced there is nothing to measure: what it had, it will have again.
+        loaded = [
+            (version, version.instance, version.instance.process)
+            for version in self._loaded()
+            if version.instance is not None
+        ]
+        pids = {process.pid for _, _, process in loaded if process is not None}
+        sizes = await asyncio.to_thread(lambda: {pid: private_bytes(pid) for pid in pids})
+        for version, instance, process in loaded:
+            private = sizes.get(process.pid, 0) if process is not None else 0
+            if private and process is not None and version.instance is instance:
+                version.memory_bytes = shared_bytes(instance) + int(private * process.share)
 
     # -- the configuration and the keep-alive
 

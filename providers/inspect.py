@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from providers import wire
-from providers.launcher import describe_exit
+from providers.process import describe_exit
 from providers.ranking import CPU
 from providers.spawn import child_environment
 from providers.start import Channels

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING
 
 from providers import sends, wire
 from providers.area import Area
-from providers.launcher import CUT_MEMORY, CUT_OFF, describe_exit
 from providers.lending import Lending
 from providers.link import Link
+from providers.process import CUT_MEMORY, CUT_OFF, describe_exit
 from providers.queue import Queue
 from providers.scale import Scale
 from skerry.errors import (
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from providers.job import Job
-    from providers.launcher import Process
     from providers.lending import Form
+    from providers.process import Process
     from providers.region import Region
     from providers.start import Channels
 
@@ -100,6 +100,7 @@ class Instance:
         self._stuck: dict[int, float] = {}  # told to stop and running: since when
         self._overdue = False  # the worker is killed for it
         self._link: Link | None = None
+        self._lost_link: Link | None = None
         self._scale = Scale(1)
         self._each_ns = 0.0  # what a request costs, about; 0: not known
         self._delay_s = 0.0  # the same, where batches are proven
@@ -117,9 +118,9 @@ class Instance:
         return len(self._queue) + len(self._under_way)
 
     @property
-    def pid(self) -> int | None:
-        """The worker's process id, if there is one."""
-        return self._link.process.pid if self._link else None
+    def process(self) -> Process | None:
+        """The worker, if there is one."""
+        return self._link.process if self._link else None
 
     def submit(self, job: Job) -> None:
         """Take a job on; how it ends is told later, never from here.
@@ -161,6 +162,7 @@ class Instance:
         """From now on this worker, which has said READY, does the work. Takes the channels over."""
         proof = proof or wire.Proof()
         self._link = Link(self.label, process, channels, proof)
+        process.tenant = self
         self._overdue = False
         self._runners = proof.runners
         self._scale = Scale(proof.runners)
@@ -172,16 +174,17 @@ class Instance:
         self._tune()
         self._send()
 
-    def detach(self) -> Process | None:
-        """Let go of the worker and end it: its end is no loss from here on."""
+    def detach(self, *, lost: bool = False) -> Process | None:
+        """Let go of the worker: its end is no loss from here on, unless it is lost already."""
         link, self._link = self._link, None
+        self._lost_link = link if lost else None
         self._tails.clear()
         self._batches.clear()
         if link is None:
             return None
         self._loop.remove_reader(link.channels.answers)
         self._loop.remove_reader(link.channels.control)
-        link.close()
+        link.close(lost=lost)
         return link.process
 
     def close(self) -> None:
@@ -476,6 +479,15 @@ class Instance:
 
     # -- the worker's end
 
+    def is_busy(self) -> bool:
+        """Whether the worker has requests. See providers.process.Tenant."""
+        return bool(self._under_way) or self.lending.is_running()
+
+    def cut_regions(self) -> list[Region]:
+        """The clients' memory of this worker, or of the one just lost, that was cut off."""
+        link = self._link or self._lost_link
+        return link.cut_regions() if link is not None else []
+
     def cut_off(self) -> None:
         """Kill the worker because a run does not stop; that is not held against the model."""
         self._overdue = True
@@ -484,7 +496,7 @@ class Instance:
 
     def _lost(self) -> None:
         link = self._link
-        process = self.detach()
+        process = self.detach(lost=True)
         if process is not None and link is not None:
             process.exited.add_done_callback(lambda exited: self._crashed(link, exited.result()))
 

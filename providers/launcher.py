@@ -1,8 +1,8 @@
 """Start and end worker processes.
 
 Does: keep one zygote, have it fork workers; or spawn a fresh interpreter for execution providers that cannot
-bear a fork; tell how every worker ended.
-Leaves out: what goes through a worker's sockets (providers.wire).
+bear a fork; have models of one group share a worker; tell how every worker ended.
+Leaves out: what goes through a worker's sockets (providers.wire), whose fault its end is (providers.process).
 
 Rules
  * The daemon never waits for a child in a way that could block its loop.
@@ -16,55 +16,23 @@ import contextlib
 import functools
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from providers import wire
+from providers.process import WITH_ZYGOTE, Group, Process, describe_exit
 from providers.spawn import Spawned, child_environment, spawn_zygote
 from skerry.errors import ExecutionFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
 
 #: From exec to "imports done"; measured 0.2 s on an idle machine, so this is for one that is on its knees.
 ZYGOTE_TIMEOUT_S = 60.0
-
-#: Instead of a status: the worker went with its zygote, or for a run that did not stop when it was told to. Neither
-#: is a crash of the model.
-WITH_ZYGOTE = 1 << 16
-CUT_OFF = 1 << 17
-#: Likewise: a client has cut off the shared memory that its request was in.
-CUT_MEMORY = 1 << 18
-
-
-def describe_exit(status: int) -> str:
-    """'was killed by SIGFPE', 'exited with status 1'."""
-    if status == WITH_ZYGOTE:
-        return "was lost together with the process it was forked from"
-    if status == CUT_OFF:
-        return "was killed for a run that did not stop"
-    if status == CUT_MEMORY:
-        return "was killed by SIGBUS, because a client had cut its shared memory off,"
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was killed by signal {-status}"
-
-
-class Process:
-    """A worker process; `exited` resolves to its status as subprocess counts it."""
-
-    def __init__(self, pid: int, kill: Callable[[], None], exited: asyncio.Future[int]) -> None:
-        self.pid = pid
-        self.kill = kill
-        self.exited = exited
 
 
 class Launcher:
@@ -74,6 +42,8 @@ class Launcher:
         self._zygote: _Zygote | None = None
         self._starting: asyncio.Lock = asyncio.Lock()
         self._spawned: set[Process] = set()
+        self._groups: dict[str, Group] = {}
+        self._joining = asyncio.Lock()
         self._closed = False
 
     def warm_up(self, spawned: Spawned | None = None) -> None:
@@ -92,8 +62,28 @@ class Launcher:
             OSError: the system has no room for another process.
         """
         if not fork and not self._closed:
-            return self._spawn(descriptors)
+            return self._spawn("providers.worker", descriptors)
         return await (await self._ready()).fork(wire.FORK, descriptors)
+
+    async def join(self, group: str, descriptors: tuple[int, ...], *, fork: bool = True) -> Process:
+        """Have a model loaded by this group's worker, which is started if there is none; as `launch` otherwise."""
+        async with self._joining:
+            shared = self._groups.get(group)
+            if shared is None or not shared.takes_more:
+                shared = self._groups[group] = await self._open_group(fork=fork)
+            return shared.join(descriptors)
+
+    async def _open_group(self, *, fork: bool) -> Group:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, contextlib.ExitStack() as undo:
+            undo.enter_context(ours)
+            ours.setblocking(False)  # noqa: FBT003 - the standard library's signature
+            if fork or self._closed:
+                process = await (await self._ready()).fork(wire.HOST, (theirs.fileno(),))
+            else:
+                process = self._spawn("providers.host", (theirs.fileno(),))
+            undo.pop_all()
+        return Group(process, ours)
 
     async def look(self, descriptors: tuple[int, int], plugins: Sequence[str]) -> Process:
         """Fork the child that lists devices (providers.discovery); errors as for `launch`."""
@@ -122,8 +112,8 @@ class Launcher:
         if self._zygote is not None:
             await self._zygote.close()
 
-    def _spawn(self, descriptors: tuple[int, ...]) -> Process:
-        command = [sys.executable, "-P", "-m", "providers.worker", *map(str, descriptors), str(os.getpid())]
+    def _spawn(self, module: str, descriptors: tuple[int, ...]) -> Process:
+        command = [sys.executable, "-P", "-m", module, *map(str, descriptors), str(os.getpid())]
         child = subprocess.Popen(
             command, pass_fds=descriptors, env=child_environment(), stdin=subprocess.DEVNULL
         )

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from providers.job import Job, RequestLayout
-    from providers.launcher import Process
     from providers.lending import Form
+    from providers.process import Process
     from providers.region import Region
     from providers.start import Channels
 
@@ -266,9 +266,12 @@ class Link:
         # One that was given up since then cannot be asked any more, and is the likeliest.
         return [region for region in self._regions if not region.alive or region.has_shrunk()]
 
-    def close(self) -> None:
-        """End the worker; harmless when it has ended."""
+    def close(self, *, lost: bool = False) -> None:
+        """Let the worker go, or what is left of one that has ended."""
         for region in self._regions:
             region.users.discard(self)
         self.channels.close()
-        self.process.kill()  # one that has died by itself keeps its status
+        if lost:
+            self.process.finish()
+        else:
+            self.process.let_go()

@@ -1,7 +1,8 @@
 """Put a model on the first device that proves it can run it.
 
 Does: try candidates in order; for each, build the session, count the nodes that really landed there, run the
-probe, compare with the CPU provider's outputs, time it; accept, or note why not and go on.
+probe, compare with the CPU provider's outputs, time it; accept, or note why not and go on. Then have a model that may
+share a worker move in with its group.
 Leaves out: the order (providers.ranking), keeping the trail (store.trail), what a worker does (providers.worker).
 
 Rules
@@ -11,11 +12,13 @@ Rules
    input. It is noted, and the owner can give a sample. A sample that cannot be run is no such case: it proves
    nothing, and its owner asked for proof.
  * Whatever a candidate does (raise, crash, hang), the next one is tried in a fresh process.
+ * A shared worker loads nothing for the first time on this node, and nothing but what runs on the CPU provider: what
+   a driver does to one model it would do to all of them. If a model cannot move in, it keeps its own worker.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -63,6 +66,8 @@ class Job:
     fork: bool
     runners: int = 1  # runs at the same time, at most
     max_batch: int = 1  # rows of one run; 0: as the worker thinks right
+    group: str = ""  # the models that it shares a worker with; empty: none
+    was_proved: bool = False  # the CPU provider was accepted for it on this node before
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Placed:
     worker: Started | None
     device: EpDevice | None
     steps: tuple[dict[str, Any], ...]
+    group: str = ""  # whose worker it is, if it is shared
 
     @property
     def reason(self) -> str:
@@ -81,6 +87,47 @@ class Placed:
 
 async def place(launcher: Launcher, candidates: Sequence[Candidate], job: Job) -> Placed:
     """Try `candidates` in order until one is accepted. The job's descriptors are borrowed."""
+    if job.group and job.was_proved:
+        placed = await _try_each(launcher, candidates, job)
+        if placed.worker is not None:
+            return placed
+        # What happens in a shared worker need not be its own doing.
+    placed = await _try_each(launcher, candidates, replace(job, group=""))
+    if job.group and placed.device is not None and is_reference(placed.device):
+        return await _move_in(launcher, placed, job)
+    return placed
+
+
+async def _move_in(launcher: Launcher, placed: Placed, job: Job) -> Placed:
+    """From a worker of its own, where it has proved itself, to the one of its group."""
+    alone, device = placed.worker, placed.device
+    assert alone is not None and device is not None  # noqa: S101, PT018 - the caller has looked
+    *before, step = placed.steps
+    try:
+        shared = await start_on(launcher, device, job)
+    except SkerryError as error:
+        refusal: str | None = str(error)
+    except BaseException:
+        alone.end()
+        raise
+    else:
+        refusal = judge(device, shared.proof, sampled=bool(job.samples))
+        if refusal is None:
+            alone.end()
+            return Placed(
+                shared, device, (*before, step | _accepted(device, shared.proof, job.group)), job.group
+            )
+        shared.end()
+    why = f"{step['why']}; not in the worker of group {job.group}: {refusal}"
+    return replace(placed, steps=(*before, step | {"why": why}))
+
+
+def is_reference(device: EpDevice) -> bool:
+    """Whether this is the CPU provider, which the others are compared with."""
+    return device.route == "builtin" and device.kind is DeviceKind.CPU
+
+
+async def _try_each(launcher: Launcher, candidates: Sequence[Candidate], job: Job) -> Placed:
     steps: list[dict[str, Any]] = []
     reference: tuple[tuple[TensorView, ...], ...] | None = None
     for candidate in candidates:
@@ -88,7 +135,7 @@ async def place(launcher: Launcher, candidates: Sequence[Candidate], job: Job) -
         step = _blank(candidate)
         steps.append(step)
         try:
-            if device.kind is not DeviceKind.CPU or device.route != "builtin":
+            if not is_reference(device):
                 if reference is None:
                     reference = await _reference(launcher, job)
                 worker = await start_on(launcher, device, job, reference=reference)
@@ -97,15 +144,14 @@ async def place(launcher: Launcher, candidates: Sequence[Candidate], job: Job) -
         except SkerryError as error:
             step["why"] = str(error)
             continue
-        step.update(_facts(worker.proof))
         refusal = judge(device, worker.proof, sampled=bool(job.samples))
         if refusal is None:
-            step["verdict"] = "accepted"
-            step["why"] = _praise(device, worker.proof)
-            return Placed(worker, device, tuple(steps))
+            group = job.group if is_reference(device) else ""
+            step.update(_accepted(device, worker.proof, group))
+            return Placed(worker, device, tuple(steps), group)
+        step.update(_facts(worker.proof))
         step["why"] = refusal
-        worker.channels.close()
-        worker.process.kill()
+        worker.end()
     return Placed(None, None, tuple(steps))
 
 
@@ -119,11 +165,11 @@ def judge(device: EpDevice, proof: wire.Proof, *, sampled: bool = False) -> str 
     """
     if proof.parity is not None and not proof.parity["ok"]:
         return f"outputs disagree: {proof.parity['reason']}"
-    is_reference = device.route == "builtin" and device.kind is DeviceKind.CPU
-    if proof.probe_error and (sampled or not is_reference):
+    reference = is_reference(device)
+    if proof.probe_error and (sampled or not reference):
         what = "the manifest's samples" if sampled else "the probe"
         return f"{what} failed: {proof.probe_error}"
-    if is_reference:
+    if reference:
         return None
     if proof.parity is None:
         return "the outputs could not be compared with the CPU provider's"
@@ -142,7 +188,7 @@ def judge(device: EpDevice, proof: wire.Proof, *, sampled: bool = False) -> str 
 async def _reference(launcher: Launcher, job: Job) -> tuple[tuple[TensorView, ...], ...]:
     """Have the CPU provider run the probe and leave its outputs in the area; the worker is not kept."""
     worker = await start_on(launcher, CPU, job, kind="reference")
-    worker.channels.close()
+    worker.end()
     if worker.proof.probe_error:
         raise ExecutionFailed(
             f"the CPU provider, as the reference, failed the probe: {worker.proof.probe_error}"
@@ -163,18 +209,20 @@ async def start_on(
     Raises:
         ExecutionFailed: the model does not load there; the message says why.
     """
+    group = job.group if kind == "serve" and is_reference(device) else ""
     spec = wire.Spec(
         model=job.label,
         device=msgspec.to_builtins(device),
-        threads=job.threads,
-        keep_threads=job.keep_threads,
+        # Models that share a process share its cores: one thread and one run at a time, unless the owner said more.
+        threads=1 if group and not job.keep_threads else job.threads,
+        keep_threads=job.keep_threads or bool(group),
         memory_bytes=job.memory_bytes,
         working_directory=job.working_directory,
         kind=kind,
         samples=job.samples,
         reference=reference,
         tolerance=TOLERANCE,
-        runners=job.runners,
+        runners=1 if group else job.runners,
         max_batch=job.max_batch,
     )
     return await start_worker(
@@ -184,6 +232,7 @@ async def start_on(
         model_fd=job.model_fd,
         timeout_s=job.timeout_s,
         fork=job.fork and catalog.may_fork(device.ep_name, device.route),
+        group=group,
     )
 
 
@@ -204,6 +253,11 @@ def _blank(candidate: Candidate) -> dict[str, Any]:
 
 def _facts(proof: wire.Proof) -> dict[str, Any]:
     return {name: getattr(proof, name) for name in _PROVED}
+
+
+def _accepted(device: EpDevice, proof: wire.Proof, group: str) -> dict[str, Any]:
+    where = f"; in the worker of group {group}" if group else ""
+    return {**_facts(proof), "verdict": "accepted", "why": _praise(device, proof) + where}
 
 
 def _praise(device: EpDevice, proof: wire.Proof) -> str:

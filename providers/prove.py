@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from providers import batchproof, modelfile, probe, sandbox, wire
+from providers import batchproof, modelfile, probe, wire
 from providers.arrays import raw_size, to_array, write_raw
 from providers.ranking import EpDevice
 from providers.session import Session
@@ -62,13 +62,11 @@ class Proved(NamedTuple):
 
 
 def load(spec: wire.Spec, area: mmap.mmap, model_fd: int) -> Proved:
-    """Give up what a worker does not need, load the model and try it out.
+    """Load the model and try it out, in a process that has given up what it does not need.
 
     Raises:
         Exception: SkerryError or whatever ONNX Runtime raises; the model does not load.
     """
-    sandbox.drop(spec.working_directory)
-    sandbox.cap_memory(spec.memory_bytes)
     _scan(model_fd)
     device = msgspec.convert(spec.device, EpDevice)
     is_cpu = device.route == "builtin" and device.kind is DeviceKind.CPU

@@ -6,7 +6,8 @@ Leaves out: when (providers.worker, providers.zygote).
 
 Rules
  * Linux where it matters; on other systems what exists there is done, and the rest is left out.
- * Nothing here can be undone by the process itself, but its priority, which is given up for a while only.
+ * Nothing here can be undone by the process itself, but its priority, which is given up for a while only, and the cap
+   of memory where models that come and go share it.
 """
 
 from __future__ import annotations
@@ -73,23 +74,36 @@ def harden() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def drop(working_directory: str) -> None:
+def drop(working_directory: str, descriptors: int = MAX_DESCRIPTORS) -> None:
     """What `harden` says, and few descriptors, and nothing to read beside the process."""
     harden()
     # A model loaded with external data reads files below the working directory: let there be none.
     os.chdir(working_directory)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    limit = _at_most_hard(resource.RLIMIT_NOFILE, descriptors)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def cap_memory(extra_bytes: int) -> None:
     """Allow `extra_bytes` of address space beyond what the process has now."""
     with contextlib.suppress(FileNotFoundError):  # no /proc: not Linux, and no meaningful RLIMIT_AS either
-        now = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = now + extra_bytes if hard == resource.RLIM_INFINITY else min(hard, now + extra_bytes)
+        limit = _at_most_hard(resource.RLIMIT_AS, address_space_bytes() + extra_bytes)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def address_space_bytes() -> int:
+    """What this process has mapped. Raises FileNotFoundError where there is no /proc."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+
+
+def adjust_memory(total_bytes: int) -> None:
+    """Set the cap of the address space for a process whose needs change: the one limit it could lift itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_at_most_hard(resource.RLIMIT_AS, total_bytes), hard))
+
+
+def _at_most_hard(kind: int, limit: int) -> int:
+    _, hard = resource.getrlimit(kind)
+    return limit if hard == resource.RLIM_INFINITY else min(hard, limit)
 
 
 @contextlib.contextmanager

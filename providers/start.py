@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from providers import wire
-from providers.launcher import describe_exit
+from providers.process import describe_exit
 from skerry.errors import ConfigError, ExecutionFailed, Unavailable
 
 if TYPE_CHECKING:
-    from providers.launcher import Launcher, Process
+    from providers.launcher import Launcher
+    from providers.process import Process
 
 
 class Channels:
@@ -71,15 +72,27 @@ class Channels:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker that has said READY. Whoever holds it closes the channels, which ends it."""
+    """A worker that has said READY. Whoever holds it attaches it to an instance, or ends it."""
 
     process: Process
     channels: Channels
     proof: wire.Proof
 
+    def end(self) -> None:
+        """It is not wanted after all."""
+        self.channels.close()
+        self.process.let_go()
+
 
 async def start_worker(  # noqa: PLR0913 - each is a thing of its own
-    launcher: Launcher, *, spec: wire.Spec, area_fd: int, model_fd: int, timeout_s: float, fork: bool
+    launcher: Launcher,
+    *,
+    spec: wire.Spec,
+    area_fd: int,
+    model_fd: int,
+    timeout_s: float,
+    fork: bool,
+    group: str = "",
 ) -> Started:
     """Start a worker and wait until it has loaded the model.
 
@@ -90,6 +103,7 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
         model_fd: the sealed model; borrowed.
         timeout_s: for loading and probing; then the worker is killed.
         fork: from the zygote, or a fresh interpreter.
+        group: whose worker is to load it beside other models; empty: one of its own.
 
     Raises:
         ExecutionFailed: it could not load the model; the message says why, or which signal ended it.
@@ -102,17 +116,18 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
             f" got {len(packet)}",
             "shorten warmup and golden in the manifest",
         )
-    channels, process = await _launch(launcher, area_fd, model_fd, fork=fork)
+    channels, process = await _launch(launcher, area_fd, model_fd, fork=fork, group=group)
     try:
         proof = await asyncio.wait_for(_first_word(channels.control, packet, process), timeout_s)
     except BaseException as error:
         channels.close()
-        process.kill()
         if isinstance(error, TimeoutError):
+            process.kill()
             raise ExecutionFailed(
                 f"expected it loaded and probed within {timeout_s:g} s, got no answer",
                 "raise workers.load_timeout if the model is that slow",
             ) from None
+        process.let_go()
         if isinstance(error, OSError):
             raise ExecutionFailed(f"its worker was lost: {error}") from error
         if isinstance(error, wire.NONSENSE):
@@ -121,11 +136,16 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
     return Started(process, channels, proof)
 
 
-async def _launch(launcher: Launcher, area_fd: int, model_fd: int, *, fork: bool) -> tuple[Channels, Process]:
+async def _launch(
+    launcher: Launcher, area_fd: int, model_fd: int, *, fork: bool, group: str
+) -> tuple[Channels, Process]:
     try:
         channels = Channels()
+        descriptors = (*channels.theirs, area_fd, model_fd)
         try:
-            return channels, await launcher.launch((*channels.theirs, area_fd, model_fd), fork=fork)
+            if group:
+                return channels, await launcher.join(group, descriptors, fork=fork)
+            return channels, await launcher.launch(descriptors, fork=fork)
         except BaseException:
             channels.close()
             raise

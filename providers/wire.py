@@ -100,10 +100,13 @@ MAX_LAYOUTS = 512
 #: daemon -> zygote: a token or a process id follows as eight bytes, little endian; with LOOK, names of plugin
 #: packages follow, separated by spaces, and the descriptors are those of the answer and of what it says else
 FORK = b"F"
+HOST = b"H"
 LOOK = b"L"
 KILL = b"K"
-#: that go with FORK: control, requests, answers, area, model
+#: that go with FORK and JOIN: control, requests, answers, area, model; with HOST goes the door
 DESCRIPTORS = 5
+#: daemon -> a worker that models share, through its door: another model
+JOIN = b"J"
 
 
 class Started(msgspec.Struct, tag="started", frozen=True):

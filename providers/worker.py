@@ -2,7 +2,8 @@
 
 Does: load the model and say so, then hand what comes to one runner or several.
 Leaves out: how the process came to be (providers.zygote forks it, or `python -m providers.worker` spawns it), loading
-(providers.prove), runs (providers.runner), and everything about models that is not this one.
+(providers.prove), runs (providers.runner), and everything about models that is not this one. Where models share a
+process, providers.host has this done for each.
 
 Rules
  * Nothing is read from disk here but the sealed copy of the model that came as a descriptor.
@@ -29,41 +30,90 @@ from providers.shared import Regions
 from skerry.errors import TooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _CONTROL_STACK_BYTES = 256 * 1024
 #: Python's own need of a thread that calls into ONNX Runtime, whose kernels keep large things off the stack.
 _RUNNER_STACK_BYTES = 1024 * 1024
 
+#: The size of a stack is set for all threads that begin from then on.
+_starting = threading.Lock()
+
 
 def main(control_fd: int, requests_fd: int, answers_fd: int, area_fd: int, model_fd: int) -> NoReturn:
-    """Be a worker until the daemon closes the pipe that requests come through. Never returns."""
+    """Be the worker of one model until the daemon closes the pipe that requests come through. Never returns."""
     control = socket.socket(fileno=control_fd)
-    spec = wire.decode_spec(control.recv(wire.MAX_PACKET_BYTES))
+    desk = open_desk(control, requests_fd, answers_fd, area_fd, model_fd, _load)
+    if desk is not None:
+        desk.serve()
+    # No tear-down: the system takes everything back at once, and vendor libraries cannot crash on the way out.
+    os._exit(0)
+
+
+def _load(spec: wire.Spec, area: mmap.mmap, model_fd: int) -> prove.Proved:
+    with sandbox.in_the_background():
+        sandbox.drop(spec.working_directory)
+        sandbox.cap_memory(spec.memory_bytes)
+        return prove.load(spec, area, model_fd)
+
+
+def open_desk(  # noqa: PLR0913, PLR0917 - what a worker is given, in its order
+    control: socket.socket,
+    requests_fd: int,
+    answers_fd: int,
+    area_fd: int,
+    model_fd: int,
+    load: Callable[[wire.Spec, mmap.mmap, int], prove.Proved],
+) -> Desk | None:
+    """Load a model, and say how that went; None if there is nothing to serve.
+
+    Args:
+        control: the socket to the daemon; borrowed, like the pipes.
+        requests_fd: the pipe from the daemon.
+        answers_fd: the pipe to it.
+        area_fd: the shared memory; closed here.
+        model_fd: the sealed model; closed here.
+        load: does it, once the process has given up what it does not need.
+
+    Raises:
+        EOFError, BrokenPipeError: the daemon has closed its ends.
+    """
+    packet = control.recv(wire.MAX_PACKET_BYTES)
+    if not packet:
+        raise EOFError("the daemon has given this model up")
+    spec = wire.decode_spec(packet)
     area = mmap.mmap(area_fd, 0)
     os.close(area_fd)
     try:
-        with sandbox.in_the_background():
-            proved = prove.load(spec, area, model_fd)
+        proved = load(spec, area, model_fd)
         word = _ready(proved.proof)
     except BaseException as error:  # noqa: BLE001 - ORT raises what it likes, and all of it means "does not load"
         control.send(wire.FAILED + wire.encode(prove.failure(error, 0)))
-        os._exit(1)
-    os.close(model_fd)
+        return None
+    finally:
+        os.close(model_fd)
     control.send(word)
-    if spec.kind == "serve":
-        proof = proved.proof
-        common = Common(
-            proved.session,
-            proved.wide,
-            batches=proof.max_batch > 1,
-            control=control,
-            answers_fd=answers_fd,
-            area=area,
-        )
-        Desk(common, requests_fd, proof.runners).serve()
-    # No tear-down: the system takes everything back at once, and vendor libraries cannot crash on the way out.
-    os._exit(0)
+    if spec.kind != "serve":
+        return None
+    proof = proved.proof
+    common = Common(
+        proved.session,
+        proved.wide,
+        batches=proof.max_batch > 1,
+        control=control,
+        answers_fd=answers_fd,
+        area=area,
+    )
+    return Desk(common, requests_fd, proof.runners)
+
+
+def start_thread(work: Callable[..., None], *arguments: object, stack_bytes: int) -> threading.Thread:
+    """Start a thread that ends with the process."""
+    with _starting:
+        threading.stack_size(stack_bytes)
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        thread.start()
+    return thread
 
 
 def _ready(proof: wire.Proof) -> bytes:
@@ -99,6 +149,7 @@ class Desk:
         # Those that came through the control socket, in the order of the frames that they belong to.
         self._descriptors: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._regions = Regions()
+        self._threads: list[threading.Thread] = []
         if runners > 1:
             common.writing = threading.Lock()
         share = wire.MAX_LAYOUTS // runners
@@ -106,16 +157,20 @@ class Desk:
 
     def serve(self) -> None:
         """Run what comes, until nothing more can."""
-        threading.stack_size(_CONTROL_STACK_BYTES)
-        threading.Thread(target=self._listen, daemon=True).start()
-        threading.stack_size(_RUNNER_STACK_BYTES)
         mine, *others = self.runners
-        for runner in others:
-            threading.Thread(target=self.work, args=(runner,), daemon=True).start()
+        self._threads = [
+            start_thread(self._listen, stack_bytes=_CONTROL_STACK_BYTES),
+            *(start_thread(self.work, runner, stack_bytes=_RUNNER_STACK_BYTES) for runner in others),
+        ]
         if others:
             self.work(mine)
         else:
             self.work_alone(mine)
+
+    def join(self) -> None:
+        """Wait for the threads that `serve` has made; they end as it does, once the daemon has closed its ends."""
+        for thread in self._threads:
+            thread.join()
 
     def work(self, runner: Runner) -> None:
         """Be this runner's thread, one of several, until nothing more can come."""

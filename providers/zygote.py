@@ -2,7 +2,8 @@
 
 Does: import numpy and onnxruntime once, then fork a worker, or the child that lists devices, whenever the daemon
 sends the descriptors for one, report how each of them ended, and kill the ones that the daemon names.
-Leaves out: what they do (providers.worker, providers.discovery), which there should be (providers.launcher).
+Leaves out: what they do (providers.worker, providers.host, providers.discovery), which there should be
+(providers.launcher).
 
 Forking costs milliseconds where a fresh interpreter costs a quarter of a second and 40 MB, because every
 child shares the imported pages. It is safe because this process stays as it was after the imports: one
@@ -25,7 +26,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from providers import catalog, discovery, sandbox, wire, worker
+from providers import catalog, discovery, host, sandbox, wire, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,8 @@ class Zygote:
         argument = int.from_bytes(message[1:9], "little")
         if message[:1] == wire.FORK:
             self._fork(argument, descriptors, lambda: worker.main(*descriptors))
+        elif message[:1] == wire.HOST:
+            self._fork(argument, descriptors, lambda: host.main(*descriptors))
         elif message[:1] == wire.LOOK:
             names = message[9:].decode().split()
             self._fork(

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent import tasks
-from providers.launcher import describe_exit, watch
+from providers.launcher import watch
+from providers.process import describe_exit
 from skerry.errors import ConfigError
 from skerry.terms import KIB
 

@@ -315,12 +315,12 @@ def test_unloading_gives_the_memory_back_to_the_system(played):
         made.put(zoo.mlp(), "leaves")
         await made.follow()
         one = version(made, "leaves")
-        pid, area = one.instance.pid, one.instance.area
+        process, area = one.instance.process, one.instance.area
         area.memory[: 32 * MIB] = bytes(32 * MIB)
-        assert residency.measure(pid, one.instance) >= 32 * MIB
+        assert residency.measure(process, one.instance) >= 32 * MIB
         assert taken() - before > 32 * MIB
         await made.table.unload("leaves")
-        await until(lambda: not Path(f"/proc/{pid}").exists(), "the worker's end")
+        await until(lambda: not Path(f"/proc/{process.pid}").exists(), "the worker's end")
         assert area._map.closed
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(area.fd)
@@ -328,14 +328,18 @@ def test_unloading_gives_the_memory_back_to_the_system(played):
         assert await made.ask("stays") == 2.0
 
     def taken():
-        """What this process, its zygote and its workers have in memory, each page counted once."""
+        """What the zygote and its workers have in memory and share with this process, each page counted once.
+
+        Without pages of files, which others have as well, and this process's own, which the tests before have used.
+        """
         import psutil
 
-        tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        own = psutil.Process()
         total = 0
-        for process in tree:
+        for process in [own, *own.children(recursive=True)]:
+            counted = ("Pss_Shmem:",) if process == own else ("Pss_Anon:", "Pss_Shmem:")
             for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-                total += int(line.split()[1]) * 1024 if line.startswith("Pss:") else 0
+                total += int(line.split()[1]) * 1024 if line.startswith(counted) else 0
         return total
 
     played(story)
@@ -475,8 +479,11 @@ async def test_a_replaced_worker_is_warmed_up_as_the_first_was(made):
     made.put(zoo.slow_model(64), "slow", warmup=[{"inputs": {"iterations": [20_000]}}] * 2)
     await made.follow()
     one = version(made, "slow")
-    first = one.instance.pid
+    first = one.instance.process.pid
     used = ticks(first)
     os.kill(first, 9)
-    await until(lambda: one.state == "READY" and one.instance.pid not in {None, first}, "replaced")
-    assert ticks(one.instance.pid) >= used // 3
+    await until(
+        lambda: one.state == "READY" and one.instance.process and one.instance.process.pid != first,
+        "replaced",
+    )
+    assert ticks(one.instance.process.pid) >= used // 3

@@ -21,7 +21,7 @@ from providers import area as areas
 from providers import wire
 from providers.instance import Instance
 from providers.job import RequestLayout
-from providers.launcher import CUT_OFF
+from providers.process import CUT_OFF
 from skerry.errors import (
     DeadlineExceeded,
     ExecutionFailed,
@@ -206,9 +206,9 @@ def test_of_many_large_blocks_only_some_stay_warm():
 def test_requests_that_come_before_there_is_a_worker_wait_for_it():
     async def tell(bench):
         requests = bench.many(3)
-        assert bench.instance.pid is None
+        assert bench.instance.process is None
         worker = bench.hire()
-        assert bench.instance.pid == worker.process.pid
+        assert bench.instance.process is worker.process
         assert worker.runs() == [seqs(requests)]
         worker.layout(0, OUTPUT)
         worker.done(*seqs(requests))
@@ -645,7 +645,7 @@ def test_a_crash_ends_what_was_in_the_worker_and_what_waited_runs_on_the_next_on
         inside = bench.many(2)
         waiting = bench.many(2)
         worker.leave()
-        await bench.until(lambda: bench.instance.pid is None)
+        await bench.until(lambda: bench.instance.process is None)
         assert bench.ended == []  # how it died is not known yet
         between = bench.submit()
         worker.process.exited.set_result(-signal.SIGFPE)

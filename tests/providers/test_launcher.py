@@ -12,7 +12,7 @@ import zoo
 from workshop import Workshop, memory
 
 from providers import wire
-from providers.launcher import CUT_OFF, WITH_ZYGOTE, describe_exit
+from providers.process import CUT_OFF, WITH_ZYGOTE, describe_exit
 from providers.start import Channels
 from skerry.errors import ExecutionFailed
 

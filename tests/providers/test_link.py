@@ -11,8 +11,8 @@ from played import FAR_S, INPUT, SOON_S, Request, seqs, story
 
 from providers import board, wire
 from providers.job import RequestLayout, Target
-from providers.launcher import CUT_MEMORY
 from providers.lending import Form
+from providers.process import CUT_MEMORY
 from providers.region import open_region
 from skerry.errors import DeadlineExceeded, WorkerCrashed
 
@@ -121,7 +121,7 @@ def test_a_worker_that_touched_memory_that_was_gone_is_not_to_blame(region, how)
         if how == "shrunk":
             os.ftruncate(region.fd, 0)
         worker.leave()
-        await bench.until(lambda: bench.instance.pid is None)
+        await bench.until(lambda: bench.instance.process is None)
         if how == "given up meanwhile":
             region.close()
         worker.die(-signal.SIGBUS)

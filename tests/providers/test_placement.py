@@ -70,10 +70,10 @@ class Fleet:
         behaviour = self.behaviours.get(key, proof(reference=((VIEW,),)) if key == "reference" else proof())
         if isinstance(behaviour, Exception):
             raise behaviour
-        worker = SimpleNamespace(key=key, closed=False, killed=False)
+        worker = SimpleNamespace(key=key, closed=False, ended=False)
         self.workers.append(worker)
         return Started(
-            SimpleNamespace(kill=lambda: setattr(worker, "killed", True)),
+            SimpleNamespace(let_go=lambda: setattr(worker, "ended", True)),
             SimpleNamespace(close=lambda: setattr(worker, "closed", True)),
             behaviour,
         )
@@ -151,7 +151,7 @@ def test_every_way_to_fail_leads_to_the_next_candidate_and_ends_at_the_cpu(prete
     assert "outputs disagree" in second["why"]
     assert cpu["why"].startswith("4 of 4 nodes there, is the reference itself; ")
     refused = [worker for worker in fleet.workers if worker.key in {"OpenVINO", "WebGpu"}]
-    assert all(worker.closed and worker.killed for worker in refused)
+    assert all(worker.closed and worker.ended for worker in refused)
     assert not fleet.workers[-1].closed
 
 

@@ -426,7 +426,7 @@ def test_a_first_word_that_is_nonsense_is_a_model_that_does_not_load(proof, shop
     async def launch(descriptors, *, fork):
         control = socket.socket(fileno=os.dup(descriptors[0]))
         control.send(wire.READY + proof)
-        return SimpleNamespace(kill=control.close)
+        return SimpleNamespace(let_go=control.close)
 
     with monkeypatch.context() as patch:
         patch.setattr(shop.launcher, "launch", launch)

@@ -34,6 +34,8 @@ class FakeProcess:
     def kill(self):
         self.killed += 1
 
+    finish = let_go = kill
+
 
 class FakeWorker:
     """The worker's ends. `read` takes what the daemon wrote; the other methods answer."""

@@ -51,7 +51,9 @@ class Workshop:
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self._runner.run(coroutine)
 
-    def start(self, model: bytes, *, fork: bool = True, timeout_s: float = HANGS_S, **spec: Any) -> Worker:
+    def start(
+        self, model: bytes, *, fork: bool = True, timeout_s: float = HANGS_S, group: str = "", **spec: Any
+    ) -> Worker:
         """A worker that has said READY."""
         area, sealed = memory(AREA_BYTES, "area"), memory(model, "model")
         try:
@@ -70,6 +72,7 @@ class Workshop:
                 model_fd=sealed,
                 timeout_s=timeout_s,
                 fork=fork,
+                group=group,
             )
             worker = Worker(self, self.run(starting), mmap.mmap(area, AREA_BYTES))
         finally:

@@ -48,7 +48,8 @@ class Own:
         return json({"models": [self._row(version) for version in self._readable(peer)]})
 
     def _row(self, version: Version) -> dict[str, Any]:
-        pid = version.instance.pid if version.instance else None
+        process = version.instance.process if version.instance else None
+        pid = process.pid if process else None
         stats = version.tally()
         return {
             "name": version.name,
@@ -60,6 +61,7 @@ class Own:
             "device": version.device.label if version.device else None,
             "digest": version.digest,
             "pid": pid,
+            "group": version.group if process else "",
             "rss_bytes": self._node.rss_bytes(pid),
             "memory_bytes": version.memory_bytes if version.instance else 0,
             "asleep": version.asleep,

@@ -84,10 +84,11 @@ class Numbers:
         }
 
     def _memory(self, version: Version) -> list[dict[str, Any]]:
-        pid = version.instance.pid if version.instance is not None else None
-        if pid is None:
+        process = version.instance.process if version.instance is not None else None
+        if process is None:
             return []
-        return [{"type": "CPU", "id": 0, "byte_size": self._node.rss_bytes(pid)}]
+        own_bytes = int(self._node.rss_bytes(process.pid) * process.share)
+        return [{"type": "CPU", "id": 0, "byte_size": own_bytes}]
 
     def _metrics(self, _head: Head, _body: bytes, peer: Peer) -> Content:
         ready = float(self._node.is_ready())
