@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent import residency
 from agent.clock import wall
@@ -28,6 +29,7 @@ from providers import placement, ranking
 from providers.instance import Instance
 from providers.wire import MAX_RUNNERS
 from skerry.errors import ExecutionFailed, SkerryError, StorageFailed, Unavailable
+from skerry.terms import DeviceKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -71,6 +73,15 @@ def is_quick(version: Version, proof: Proof) -> bool:
 def reason_of(error: Exception) -> str:
     """An error as the reason of a version's state, which is one line."""
     return "; ".join(str(error).split("\nhint: "))
+
+
+def _was_proved(record: dict[str, Any]) -> bool:
+    """Whether this placement was one on the CPU provider."""
+    accepted = record.get("accepted")
+    if accepted is None:
+        return False
+    step = record["steps"][accepted]
+    return bool(step["route"] == "builtin" and step["kind"] == DeviceKind.CPU)
 
 
 def is_loading(version: Version) -> bool:
@@ -128,7 +139,7 @@ class Loader:
         began = time.monotonic()
         passing = False
         try:
-            version.memory_bytes = version.memory_bytes or self._recorded_bytes(version)
+            version.memory_bytes = version.memory_bytes or self._recorded(version).get("memory_bytes", 0)
             async with self._residency.room_for(version, patience_s), self._place_in_the_queue():
                 problem = await self._place(version)
         except (residency.NoRoom, Unavailable, StorageFailed, OSError) as error:
@@ -185,16 +196,14 @@ class Loader:
                 placed = await placement.place(self._launcher, candidates, job)
             worker = placed.worker
             if worker is not None:
-                version.memory_bytes = await asyncio.to_thread(
-                    residency.measure, worker.process.pid, instance
-                )
+                version.memory_bytes = await asyncio.to_thread(residency.measure, worker.process, instance)
             if is_loading(version):  # a load that was cut off says nothing about the model
                 await self._record(version, policy, placed)
             if worker is not None:
                 self._residency.settle(version)
         except BaseException:
             if worker is not None:
-                worker.channels.close()
+                worker.end()
             instance.close()
             raise
         if worker is None:
@@ -206,6 +215,7 @@ class Loader:
         version.plans.clear()
         version.max_batch = proof.max_batch
         version.quick = is_quick(version, proof)
+        version.group = placed.group
         version.instance = instance
         instance.attach(worker.process, worker.channels, proof)
         return ""
@@ -219,9 +229,12 @@ class Loader:
         """
         with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
             job = self._job(version, instance, model_fd)
+            if version.alone or not version.group:
+                version.group = ""
+                job = dataclasses.replace(job, group="")
             worker = await placement.start_on(self._launcher, device, job)
         if job.samples and worker.proof.probe_error:
-            worker.channels.close()
+            worker.end()
             raise ExecutionFailed(f"the manifest's samples failed: {worker.proof.probe_error}")
         return worker
 
@@ -251,16 +264,17 @@ class Loader:
             working_directory=self._working_directory,
             timeout_s=workers.load_timeout_s,
             fork=workers.start == "fork",
+            group="" if version.alone else manifest.group,
+            was_proved=_was_proved(self._recorded(version)),
         )
 
     def _open(self, version: Version) -> int:
         return self._blobs.open_sealed(version.entry.digest, version.entry.size_bytes)
 
-    def _recorded_bytes(self, version: Version) -> int:
-        """What this file took when it was last loaded, perhaps by a daemon before this one; 0 if that is not known."""
+    def _recorded(self, version: Version) -> dict[str, Any]:
+        """How this file was last placed, perhaps by a daemon before this one; empty if it never was."""
         record = self._trail.placement(version.name, version.number)
-        known = record is not None and record["digest"] == version.digest
-        return int(record.get("memory_bytes", 0)) if known and record is not None else 0
+        return record if record is not None and record["digest"] == version.digest else {}
 
     async def _record(self, version: Version, policy: str, placed: placement.Placed) -> None:
         steps = list(placed.steps)

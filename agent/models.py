@@ -367,7 +367,7 @@ class ModelTable:
         self.get(name, None)
         await asyncio.wrap_future(self._trail.clear_quarantine(name))
         for version in self._versions.get(name, {}).values():
-            version.quarantined = False
+            version.quarantined = version.alone = False
         self._forgive(name)
         await self._again(name)
 

@@ -7,6 +7,8 @@ Rules
  * A crash costs the requests in that worker; what waits runs on the next one.
  * `workers.crashes` crashes in `workers.crash_window` quarantine the version, durably.
  * Neither a run that was cut off nor a lack of room for a process says anything against the model.
+ * Who was in a shared worker when it crashed, and may have been the cause, gets a worker of its own from then on: a
+   model harms its group once.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from agent import tasks
 from agent.clock import wall
 from agent.loader import is_loading, is_quick, reason_of
 from agent.states import Event, State
-from providers.launcher import CUT_MEMORY, CUT_OFF, WITH_ZYGOTE, describe_exit
+from providers.process import CUT_MEMORY, CUT_OFF, WITH_GROUP, WITH_ZYGOTE, describe_exit
 from skerry.errors import NotFound, SkerryError, StorageFailed, Unavailable, Untrusted
 
 if TYPE_CHECKING:
@@ -88,9 +90,11 @@ class Recovery:
                 version.instance.fail_all(version.unavailable())
             return
         how = describe_exit(status)
+        if version.group and status not in {CUT_MEMORY, WITH_GROUP, WITH_ZYGOTE}:
+            version.alone = True
+            log.warning("model %s leaves the worker of group %s, which %s", version.label, version.group, how)
         version.step(Event.LOST, f"its worker {how} and is being replaced")
-        # Neither a run that was cut off nor the zygote's end says anything against the model.
-        self._recover(version, how, crashed=status not in {CUT_MEMORY, CUT_OFF, WITH_ZYGOTE})
+        self._recover(version, how, crashed=status not in {CUT_MEMORY, CUT_OFF, WITH_GROUP, WITH_ZYGOTE})
 
     def _recover(self, version: Version, how: str, *, crashed: bool) -> None:
         """Replace the worker, or give the version up if that was one crash too many."""
@@ -132,10 +136,11 @@ class Recovery:
             if isinstance(error, Untrusted | NotFound):
                 self._give_up(version, reason_of(error))
             else:
+                version.alone = version.alone or bool(version.group)  # the shared worker may be at fault
                 self._recover(version, f"could not be replaced: {error}", crashed=True)
             return
         if not is_loading(version) or version.instance is not instance:
-            worker.channels.close()
+            worker.end()
             return
         version.max_batch = worker.proof.max_batch
         version.quick = is_quick(version, worker.proof)

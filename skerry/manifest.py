@@ -163,7 +163,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     keep_alive: float | str = ""  # unloaded when unused for so long; 0: never; empty: the node's
     pin: bool = False  # never unloaded to make room for others
     versions: str = "latest"  # which are served at once: latest, latest:N, all, or numbers: 1,3
-    group: str = ""  # kept free for models that share a worker process; each has its own for now
+    group: str = ""  # models with the same group share a worker process; empty: it has its own
     classes: dict[str, tuple[str, ...]] = {}  # output -> a label per class, for the classification extension
     labels: dict[str, str] = {}
     licence: str = ""

@@ -89,13 +89,6 @@ def _line(node: Node, names: list[str]) -> int:
     return node.line
 
 
-def _no_group(group: str) -> None:
-    if group:
-        raise ConfigError(
-            f"expected none, got {group!r}", "each model has a worker of its own; leave this key out"
-        )
-
-
 def _check_values(manifest: Manifest, root: Node, path: Path) -> None:
     from providers.ranking import check_policy  # noqa: PLC0415 - only where a manifest names one
 
@@ -106,7 +99,7 @@ def _check_values(manifest: Manifest, root: Node, path: Path) -> None:
         "keep_alive": lambda: manifest.keep_alive_s,
         "versions": lambda: manifest.served,
         "fallback": lambda: check_model_name(manifest.fallback) if manifest.fallback else None,
-        "group": lambda: _no_group(manifest.group),
+        "group": lambda: check_model_name(manifest.group) if manifest.group else None,
         "policy": lambda: check_policy(manifest.policy) if manifest.policy else None,
     }
     for key, check in checks.items():

@@ -106,7 +106,13 @@ def models_table(models: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - rich's 
     # Short headings: twelve columns have to fit into 80 characters.
     columns = ["MODEL", ">VER", "STATE", "DEVICE", ">MEM", "KEEP", ">REQS", ">FAIL"]
     columns += [">P50", ">P99", ">HITS", ">USED"]
-    return render.table(columns, (_model_row(model) for model in models))
+    rows = [_model_row(model) for model in models]
+    if any(model.get("group") for model in models):
+        at = columns.index(">MEM")
+        columns.insert(at, "GROUP")
+        for model, row in zip(models, rows, strict=True):
+            row.insert(at, model.get("group") or render.DASH)
+    return render.table(columns, rows)
 
 
 def _model_row(model: dict[str, Any]) -> list[str]:
