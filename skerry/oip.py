@@ -56,6 +56,7 @@ _TYPECODES = {
 }
 _NOT_IN_JSON = "send and ask for it as binary: parameters binary_data_size and binary_data"
 _LENGTH = struct.Struct("<I")
+_INFINITIES = (struct.pack("<f", math.inf), struct.pack("<f", -math.inf))
 
 _Parameters = dict[str, Any]
 
@@ -327,10 +328,12 @@ def _pack(datatype: str, values: list[Any]) -> bytes:
             raise ValueError("true and false are the only BOOLs")
         return bytes(map(bool, values))
     packed = array.array(_TYPECODES[datatype], values)
-    # JSON has no infinity, so one in the array is a number that was too big for it.
-    if datatype == "FP32" and (math.inf in packed or -math.inf in packed):
+    raw = packed.tobytes()
+    # JSON has no infinity, so one in the array is a number that was too big for it. Looking for its bytes first takes
+    # a tenth of the time; by chance they are there where one number ends and another begins.
+    if datatype == "FP32" and any(one in raw for one in _INFINITIES) and not all(map(math.isfinite, packed)):
         raise OverflowError("a number is too large for FP32")
-    return packed.tobytes()
+    return raw
 
 
 def check_inputs(label: str, declared: Sequence[TensorSpec], views: Sequence[TensorView]) -> None:

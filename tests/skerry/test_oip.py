@@ -269,6 +269,13 @@ REFUSED_TENSORS = [
 ]
 
 
+def test_bytes_of_an_infinity_that_lie_across_two_numbers_are_no_infinity():
+    raw = struct.pack("<I", 1) + b"\x80\x7f\x00\x00"
+    assert struct.pack("<f", math.inf) in raw
+    found = located(tensor(shape=[2], data=list(struct.unpack("<2f", raw))))
+    assert bytes(found.tail) == raw
+
+
 @pytest.mark.parametrize(("described", "binary_bytes", "message"), REFUSED_TENSORS)
 def test_a_tensor_that_does_not_add_up_is_refused(described, binary_bytes, message):
     assert refusal(located, described, binary_bytes=binary_bytes) == message
