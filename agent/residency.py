@@ -143,7 +143,6 @@ class Residency:
         for busy in room.busy:
             busy.recall()  # a client that goes on asking would keep what it was lent
             waits.append(tasks.spawn(busy.drained(), f"room for {version.label}"))
-        # Whoever waits for a model that loads has had time to take a lease once it was measured again.
         waits.append(tasks.spawn(self._unreserved.wait(), f"room for {version.label}"))
         await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:

@@ -6,6 +6,7 @@ Leaves out: the load itself and what serves if it fails (agent.models).
 
 Rules
  * A load goes on without whoever gave up: the next one finds it done.
+ * Whoever waits holds a lease: a model is not put out again before those it was loaded for had their turn.
  * What could not be loaded is told to all who waited for it; only a request that comes later tries again.
 """
 
@@ -79,9 +80,11 @@ class Waking:
             )
         load = self.begin(version)
         self._waiting[version] += 1
+        version.acquire()
         try:
             done, _ = await asyncio.wait({load}, timeout=max(0.0, patience_s))
         finally:
+            asyncio.get_running_loop().call_soon(version.release)  # its request has a lease of its own by then
             self._waiting[version] -= 1
             if not self._waiting[version]:
                 del self._waiting[version]

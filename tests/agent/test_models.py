@@ -56,6 +56,25 @@ async def test_a_lazy_model_is_loaded_by_its_first_request_and_many_share_the_lo
 
 
 @run
+async def test_a_model_does_not_leave_before_those_that_waited_for_it_were_answered(made):
+    made.configure(load="lazy")
+    made.put(zoo.add(1), "one")
+    await made.follow()
+    load = made.table._loader.load
+
+    async def load_and_want_the_room(version, patience_s):
+        loaded = await load(version, patience_s)
+        made.table._put_to_sleep(version, "another model needs the room")
+        return loaded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.table._loader, "load", load_and_want_the_room)
+        assert await asyncio.gather(*(made.ask("one", float(n)) for n in range(3))) == [1.0, 2.0, 3.0]
+    assert made.states("one") == {1: "READY"}
+    assert version(made, "one").leases == 0
+
+
+@run
 async def test_waiting_for_a_load_has_a_limit_of_time_and_of_number(made):
     made.configure(load="lazy")
     made.put(zoo.many_nodes(8000), "slow")
