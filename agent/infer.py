@@ -8,6 +8,8 @@ Rules
    outcome of parsing and checking is remembered per version as a Plan.
  * The version is leased from before its memory is touched until the answer has been built.
  * Every request that was counted in is counted out, with exactly one outcome.
+ * Of a model that remembers answers, requests for the same one make one run (agent.flights). They share its answer and
+   a fault of the model; where it was only stopped or turned away, those that followed it go on by themselves.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent.fallback import Chain
+    from agent.flights import Flight, Request
     from agent.sharing import Registered
     from agent.version import Version
     from providers import wire
@@ -183,6 +186,7 @@ class Exchange(Job):
         "_block",
         "_client",
         "_done",
+        "_flight",
         "_instance",
         "_key",
         "_loop",
@@ -203,6 +207,7 @@ class Exchange(Job):
         self._done: wire.Done | None = None  # no run: answered from the cache, or not at all
         self._submitted = False
         self._key: bytes | None = None
+        self._flight: Flight | None = None  # that it leads or follows
         self.request_id = ""
         version.acquire()
 
@@ -232,10 +237,11 @@ class Exchange(Job):
         try:
             self._start(body, header_bytes, scope, cache)
         except SkerryError as error:
+            self._land()
             chain = self.chain()
             problem = error if chain is None else chain.run(self, error, body, header_bytes, scope, cache)
             if problem is not None:
-                self._fail(problem)
+                self.fail(problem)
 
     def chain(self) -> Chain | None:
         """Who may answer instead."""
@@ -299,8 +305,32 @@ class Exchange(Job):
         self.room_bytes = end - room
         self.priority = plan.priority
         self.deadline = self._loop.time() + plan.timeout_s
+        self._run_or_follow(instance)
+
+    def _run_or_follow(self, instance: Instance) -> None:
+        version = self.version
+        if self._key is not None:
+            flight = self._flight = version.flights.join(self._key, self)
+            if flight is not None and flight.leader is not self:
+                return
+            version.stats.cache_misses += 1
         instance.submit(self)
         self._submitted = True
+
+    def go_on_alone(self) -> None:
+        """See agent.flights.Request."""
+        try:
+            instance = self._instance
+            if instance is None or self.version.instance is not instance:
+                raise self.version.unavailable()
+            self._run_or_follow(instance)
+        except SkerryError as error:
+            self.on_error(error)
+
+    def _land(self) -> list[Request]:
+        """It leads nobody any more; returns who has followed it."""
+        flight, self._flight = self._flight, None
+        return self.version.flights.end(flight) if flight is not None and flight.leader is self else []
 
     def _plan_for(self, json: bytes, binary_bytes: int) -> Plan:
         version = self.version
@@ -359,34 +389,45 @@ class Exchange(Job):
         stats = version.stats
         looked_us = (time.perf_counter_ns() - self._begun_ns) // 1000
         if found is None:
-            stats.cache_misses += 1
             stats.cache_miss_us += looked_us
             return False
+        self.answer_again(found.layout, found.payload)
+        return True
+
+    def answer_again(self, layout: tuple[TensorView, ...], answer: bytes) -> None:
+        """Answer with what another request got. See agent.flights.Request."""
+        self._flight = None
+        version, plan = self.version, self.plan
+        stats = version.stats
         stats.cache_hits += 1
-        stats.cache_hit_us += looked_us
-        payload = memoryview(found.payload)
-        if found.layout is plan.cached_layout:
+        stats.cache_hit_us += (time.perf_counter_ns() - self._begun_ns) // 1000
+        payload = memoryview(answer)
+        if layout is plan.cached_layout:
             json, parts = plan.cached_json, [payload]
         else:
             json, parts = oip.encode_response(
                 version.name,
                 version.number_text,
-                found.layout,
+                layout,
                 payload,
                 plan.form,
                 parameters=plan.parameters | {"cached": True},
                 labels=version.entry.manifest.classes,
             )
-            if _is_all_binary(plan, parts, found.layout):
-                plan.cached_layout, plan.cached_json = found.layout, json
+            if _is_all_binary(plan, parts, layout):
+                plan.cached_layout, plan.cached_json = layout, json
         self._succeed(json, parts)
-        return True
 
     # -- ending
 
     def abandon(self) -> None:
         """The client is gone: nothing will be sent; what is queued is dropped, what runs is stopped."""
         self._client = None
+        flight = self._flight
+        if flight is not None and flight.leader is self and flight.followers:
+            return  # they want its answer
+        if flight is not None and flight.leader is not self:
+            flight.followers.remove(self)
         if self._submitted and self._instance is not None:
             self._instance.cancel(self)  # on_error is called, and lets go of everything
         else:
@@ -405,10 +446,10 @@ class Exchange(Job):
             version.room_bytes = min(layout.size_bytes, MAX_ROOM_BYTES)
         payload = memory[at : at + layout.size_bytes]
         if plan.answer_layout is not layout and not _is_answer_to(plan, version, layout):
-            self._fail(InternalError(f"model {version.label}: its worker answered with other outputs"))
+            self.on_error(InternalError(f"model {version.label}: its worker answered with other outputs"))
             return
-        if self._key is not None and layout.size_bytes <= MAX_ANSWER_BYTES:
-            version.remember(self._key, layout.tensors, bytes(payload))
+        if self._key is not None:
+            self._share(layout.tensors, bytes(payload))
         if self._client is None:
             stats.canceled += 1
             self._let_go()
@@ -417,9 +458,24 @@ class Exchange(Job):
         else:
             self._encode(plan, layout, payload)
 
+    def _share(self, tensors: tuple[TensorView, ...], answer: bytes) -> None:
+        if self._key is not None and len(answer) <= MAX_ANSWER_BYTES:
+            self.version.remember(self._key, tensors, answer)
+        for follower in self._land():
+            try:
+                follower.answer_again(tensors, answer)
+            except SkerryError as error:  # it wants it in a form that does not carry it
+                follower.fail(error)
+
     def on_error(self, error: SkerryError) -> None:
         """The run came to nothing. See Job."""
-        self._fail(error)
+        followers = self._land()
+        self.fail(error)
+        for follower in followers:
+            if isinstance(error, DeadlineExceeded | Overloaded):
+                follower.go_on_alone()
+            else:
+                follower.fail(error)
 
     def on_late(self, error: SkerryError) -> None:
         """Answer now; the memory stays the worker's until it is done with it. See Job."""
@@ -440,7 +496,7 @@ class Exchange(Job):
                 labels=version.entry.manifest.classes,
             )
         except SkerryError as error:
-            self._fail(error)
+            self.fail(error)
             return
         if _is_all_binary(plan, parts, layout.tensors):
             plan.answer_layout, plan.answer_json = layout, json
@@ -467,7 +523,9 @@ class Exchange(Job):
             json = oip.with_id(json, self.request_id)
         client.answer(json, parts, self._let_go)
 
-    def _fail(self, error: SkerryError) -> None:
+    def fail(self, error: SkerryError) -> None:
+        """Count it and tell the client. See agent.flights.Request."""
+        self._flight = None
         stats = self.version.stats
         stats.fail_us += (time.perf_counter_ns() - self._begun_ns) // 1000
         if isinstance(error, Overloaded):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from providers import wire
     from providers.job import ResultLayout
     from skerry.errors import SkerryError
+    from skerry.terms import TensorView
 
 #: Of a request's id so much is kept: the client chooses it.
 MAX_ID_CHARACTERS = 128
@@ -162,7 +163,18 @@ class TracedExchange(Exchange):
         """See Exchange."""
         super().start(*args)
         self._queued_ns = time.perf_counter_ns()
-        if not self._submitted:  # answered from the cache, or refused
+        if self._client is None:  # a fallback goes on
+            self._tell(())
+
+    def answer_again(self, layout: tuple[TensorView, ...], answer: bytes) -> None:
+        """See Exchange."""
+        super().answer_again(layout, answer)
+        self._tell(())
+
+    def fail(self, error: SkerryError) -> None:
+        """See Exchange."""
+        super().fail(error)
+        if not self._submitted:
             self._tell(())
 
     def on_result(self, memory: memoryview, at: int, layout: ResultLayout, done: wire.Done) -> None:

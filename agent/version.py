@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent.clock import wall
+from agent.flights import Flights
 from agent.states import Event, State, after
 from agent.stats import Statistics
 from providers.job import RequestLayout
@@ -69,6 +70,7 @@ class Version:
         self.max_batch = 1  # rows of one run; more than 1 is proven
         self.stats = Statistics()
         self.plans: dict[Header, Plan] = {}
+        self.flights = Flights()
         self._layouts: dict[tuple[tuple[TensorView, ...], tuple[str, ...]], RequestLayout] = {}
         self.room_bytes = FIRST_ROOM_BYTES
         self.crashes: list[float] = []

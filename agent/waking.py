@@ -84,7 +84,9 @@ class Waking:
         try:
             done, _ = await asyncio.wait({load}, timeout=max(0.0, patience_s))
         finally:
-            asyncio.get_running_loop().call_soon(version.release)  # its request has a lease of its own by then
+            asyncio.get_running_loop().call_soon(
+                version.release
+            )  # its request has a lease of its own by then
             self._waiting[version] -= 1
             if not self._waiting[version]:
                 del self._waiting[version]

@@ -78,9 +78,9 @@ def work(node: Node, iterations: int, model: str = "slow", **parameters: Any) ->
     return status, answer["outputs"][0]["data"][0] if status == 200 else answer["error"]
 
 
-def begin_work(node: Node, iterations: int, model: str = "slow") -> socket.socket:
+def begin_work(node: Node, iterations: int, model: str = "slow", **parameters: Any) -> socket.socket:
     """Send a request to zoo.slow_model and return the connection, on which nobody has read the answer yet."""
-    content = json.dumps(body({"iterations": ("INT64", [iterations])})).encode()
+    content = json.dumps(body({"iterations": ("INT64", [iterations])}, **parameters)).encode()
     sock = node.connect()
     sock.sendall(
         b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
