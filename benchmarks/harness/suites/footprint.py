@@ -32,24 +32,30 @@ def measure(stage: Stage) -> Findings:
             run_load(stage.tools, load, stage.plan.heavy_effort, _LOADED_CONNECTIONS)
         after = weigh_tree(daemon.process, daemon.address, "after load")
     small = _small_models(stage)
+    grouped = _small_models(stage, group="small")
     findings.tables = [
         weight_table("Three models", [*weights, *after]),
-        weight_table("Many small models", [small]),
+        weight_table("Many small models", [small, grouped]),
     ]
     findings.figures["daemon_rss"] = Figure(after[0].rss_mb, f"idle: {weights[0].rss_mb:.1f} MB")
-    note = "" if stage.plan.small_models == 20 else f"only {stage.plan.small_models} models"
+    note = f"in one group: {grouped.pss_mb:.0f} MB"
+    if stage.plan.small_models != 20:
+        note += f"; only {stage.plan.small_models} models"
     findings.figures["small_pss"] = Figure(small.pss_mb, note)
     return findings
 
 
-def _small_models(stage: Stage) -> Weight:
-    """Different models, each of which has answered once: equal ones would share a blob."""
-    models = [_small(number) for number in range(stage.plan.small_models)]
+def _small_models(stage: Stage, group: str = "") -> Weight:
+    """Different models, each of which has answered once: equal ones would share a blob. A group shares a worker."""
+    models = [_small(number, group) for number in range(stage.plan.small_models)]
     with stage.serving(*models) as daemon:
         root = daemon.process
         everything = [root, *root.children(recursive=True)]
-        return weigh(f"{len(models)} small models, all processes", everything)
+        where = "one worker" if group else "a worker each"
+        return weigh(f"{len(models)} small models, {where}, all processes", everything)
 
 
-def _small(number: int) -> Model:
-    return replace(MLP, name=f"small{number}", build=lambda: zoo.mlp(100 + number))
+def _small(number: int, group: str) -> Model:
+    manifest = f"group: {group}\n" if group else ""
+    name = f"small{number}{group}"
+    return replace(MLP, name=name, manifest=manifest, build=lambda: zoo.mlp(100 + number))
