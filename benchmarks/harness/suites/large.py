@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bench_requests
@@ -12,23 +10,22 @@ from bench_models import FIRST, LARGE_VALUES, PICTURE_VALUES, row_input
 
 from harness.figures import Figure, Findings
 from harness.load import FLOOR, Candidate, Row, find, floor_for, load_table
+from harness.regions import registered
 from harness.stage import expect_ok
 from harness.tools import Load
-from harness.wire import BenchError, post_json
+from harness.wire import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from bench_requests import InputTensor
 
     from harness.daemon import Daemon
     from harness.stage import Stage
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is
 _SOCKET = "skerry, over the socket"
 _BORN = "skerry, born in registered shared memory"
 _COPIED = "skerry, copied there by the client"
-_EXTENSION = "system_shared_memory"
 
 _NOTES = """\
 The model gives back the first eight values, so what is measured is the way of the tensor. C reads the same bytes and
@@ -60,7 +57,7 @@ def _compare(stage: Stage, daemon: Daemon, name: str, values: int) -> tuple[list
         candidates = [Candidate(FLOOR, floor), Candidate(_SOCKET, over_socket)]
         refusal = ""
         try:
-            region = stack.enter_context(_registered(daemon, tensor.values.tobytes()))
+            region = stack.enter_context(registered(daemon, tensor.values.tobytes()))
         except (BenchError, OSError) as error:
             refusal = str(error)
         else:
@@ -79,28 +76,6 @@ def _expect_first(daemon: Daemon, request: Path, tensor: InputTensor) -> None:
     answer = expect_ok(daemon.address, request)
     if not answer.endswith(expected):
         raise BenchError(f"{request.name}: expected the first values of its row, got {answer[-100:]!r}")
-
-
-@contextlib.contextmanager
-def _registered(daemon: Daemon, content: bytes) -> Iterator[Path]:
-    """A file of shared memory with `content`, registered under its own name; gone afterwards.
-
-    Raises:
-        BenchError: the daemon does not take any.
-    """
-    if not daemon.serves(_EXTENSION):
-        raise BenchError(f"not served: {_EXTENSION} is not among the daemon's extensions")
-    with tempfile.NamedTemporaryFile(prefix="skerry-bench-", dir=SHARED_MEMORY) as file:
-        file.write(content)
-        file.flush()
-        region = Path(file.name)
-        page = f"/v2/systemsharedmemory/region/{region.name}"
-        document = {"key": f"/{region.name}", "offset": 0, "byte_size": len(content)}
-        post_json(daemon.address, f"{page}/register", document)
-        try:
-            yield region
-        finally:
-            post_json(daemon.address, f"{page}/unregister", {})
 
 
 def _figures(name: str, rows: list[Row], refusal: str) -> dict[str, Figure]:
