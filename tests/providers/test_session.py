@@ -15,7 +15,7 @@ import zoo
 from onnx import TensorProto, helper
 
 from providers.ranking import CPU
-from providers.session import Session, _find, numpy_dtype, raw_size, to_array, write_raw
+from providers.session import Session, _find, _options, numpy_dtype, raw_size, to_array, write_raw
 from skerry.errors import ExecutionFailed, InvalidRequest, Unsupported
 from skerry.terms import DeviceKind, TensorSpec
 
@@ -341,3 +341,25 @@ def test_arrays_of_any_strides_are_written_in_c_order():
     out = bytearray(raw_size(array, "INT16"))
     write_raw(array, "INT16", memoryview(out))
     assert np.frombuffer(out, np.int16).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("version", "spin", "expected"),
+    [
+        ("1.31.1", True, {"spin_duration_us": "20"}),
+        ("1.31.1", False, {"allow_spinning": "0"}),
+        ("1.26.0", True, {"allow_spinning": "0"}),
+    ],
+)
+def test_threads_spin_only_where_that_has_an_end(version, spin, expected):
+    import onnxruntime
+
+    core = SimpleNamespace(__version__=version, SessionOptions=onnxruntime.SessionOptions)
+    options = _options(core, 2, spin=spin)
+    for key, value in expected.items():
+        assert options.get_session_config_entry(f"session.intra_op.{key}") == value
+    if "spin_duration_us" in expected:
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"

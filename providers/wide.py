@@ -1,0 +1,70 @@
+"""A session with all threads, for one run at a time. For worker processes only.
+
+Does: build the session, and keep its threads off the core of the thread that runs it.
+Leaves out: whether such a run is quicker (providers.lone), what else a worker has (providers.prove).
+
+Rules
+ * A run waits for its slowest thread, so two of its threads on one core are worse than one thread alone. Systems do
+   that: a virtual machine's idle core looks occupied to its scheduler once the host has taken it away, and each thread
+   that is woken stays where its waker runs, for seconds. Measured with 20 ms between runs, all threads took as long as
+   one; kept apart they took 0.6 times as long.
+ * Only the session's own threads are moved, when the runner was seen on another core than before. Where the runner
+   goes is the system's business: it knows which cores are free, and which are fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from typing import TYPE_CHECKING
+
+from providers.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from providers.arrays import Array
+    from providers.ranking import EpDevice
+
+# With the interpreter's lock held: the call takes a tenth of a microsecond, giving the lock away may take far more.
+_current_core = ctypes.PyDLL(None).sched_getcpu
+
+
+class Wide:
+    """See the module. Arguments and errors are Session's; no other thread may be made meanwhile.
+
+    Attributes:
+        session: the session itself; what `run` runs.
+        threads: system's numbers of the threads that it has beside the one that runs it.
+    """
+
+    __slots__ = ("_core", "session", "threads")
+
+    def __init__(self, model_path: str, device: EpDevice, threads: int) -> None:
+        before = _threads()
+        self.session = Session(model_path, device, threads, spin=True)
+        self.threads = _threads() - before
+        self._core = -1
+
+    def run(
+        self, names: Sequence[str], feeds: Mapping[str, Array], run_options: object | None, /
+    ) -> list[Array]:
+        """As providers.session.Run."""
+        core = _current_core()
+        if core != self._core:
+            self._core = core
+            self._leave(core)
+        return self.session.run(names, feeds, run_options)
+
+    def _leave(self, core: int) -> None:
+        """Move the session's threads to the cores that this thread may use, but for this one."""
+        others = os.sched_getaffinity(0) - {core}
+        for thread in self.threads:
+            # Cores may be taken away between the two calls. The threads stay where they are, which only costs time.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(thread, others)
+
+
+def _threads() -> frozenset[int]:
+    return frozenset(map(int, os.listdir("/proc/self/task")))  # noqa: PTH208 - pathlib is not imported in a worker
