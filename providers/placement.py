@@ -281,9 +281,11 @@ def _schedule(proof: wire.Proof) -> str:
     one = "one thread" if proof.threads == 1 else f"{proof.threads} threads"
     text = f"{proof.runners} runs at once, {one} each" if proof.runners > 1 else f"one run at a time on {one}"
     if proof.wide_us is not None and proof.median_us is not None:
-        gain = f"{proof.wide_us / 1000:.2f} ms against {proof.median_us / 1000:.2f} ms"
+        when = "when it was loaded, disturbed by other work" if proof.wide_disturbed else "when it was loaded"
+        gain = f"{proof.wide_us / 1000:.2f} ms against {proof.median_us / 1000:.2f} ms {when}"
         text += (
-            f"; a run that is alone on {proof.wide_threads} threads: {gain}"
+            f"; a run that is alone on {proof.wide_threads} threads or one, whichever its requests show to be quicker"
+            f" ({gain})"
             if proof.wide_threads
             else f"; more threads for a run that is alone do not pay: {gain}"
         )

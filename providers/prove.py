@@ -7,7 +7,8 @@ Rules
  * A quick model has one session with one thread: waking a second thread costs it more than the work.
  * A heavier one has a session with one thread as well, which several runs use at the same time: that is more
    throughput than the same threads give to one run after another. A run that is alone may use a second session,
-   `wide`, with all threads, if it measured clearly quicker and the model's memory limit leaves room for it.
+   `wide`, with all threads, if the model's memory limit leaves room for it. It is given up here only if it was plainly
+   no quicker while nothing else wanted the cores; what it is worth is learned later, from requests (providers.lone).
  * What the owner chose (threads) is done. What no CPU does (another device) has one session and one run at a time.
  * Runs of several requests are proven, not assumed (providers.batchproof).
 """
@@ -25,25 +26,28 @@ from providers import batchproof, modelfile, probe, wire
 from providers.arrays import raw_size, to_array, write_raw
 from providers.ranking import EpDevice
 from providers.session import Session
+from providers.wide import Wide
 from skerry.errors import InvalidRequest, SkerryError, Unsupported
 from skerry.terms import MIB, DeviceKind, TensorView
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from providers.session import Run
+
 #: The probe's timing may take this long; with fast models some fifty runs fit.
 PROBE_BUDGET_S = 0.02
 PROBE_RUNS = 50
 #: Models quicker than this run on one thread, unless the owner says otherwise.
 ONE_THREAD_BELOW_US = 200.0
-#: A measurement with all threads is repeated so often, after such a pause, if they waited for cores for more than
-#: this share of it.
-QUIET_ATTEMPTS = 5
+#: A measurement with all threads is made so often, with such pauses, if they waited for cores for more than this share
+#: of it. More would keep the model waiting for what its requests tell as well.
+QUIET_ATTEMPTS = 3
 QUIET_PAUSE_S = 0.1
 DISTURBED_SHARE = 0.1
 #: Open dimensions but the first, in the input that is timed: words of a sentence, samples of a short sound.
 TYPICAL_SIZE = 32
-#: How many times as quick a wide session has to be: less is noise, and would not be worth its memory.
+#: How many times as quick a wide session has to be in a quiet moment: less would not be worth its memory.
 WIDE_GAIN = 1.15
 #: Share of the model's memory limit that its sessions may take together before any request has come.
 SESSIONS_SHARE = 0.5
@@ -57,7 +61,7 @@ class Proved(NamedTuple):
     """What serves, and what is known of it."""
 
     session: Session
-    wide: Session | None
+    wide: Wide | None
     proof: wire.Proof
 
 
@@ -111,7 +115,7 @@ def _build(
 
 def _widen(
     spec: wire.Spec, device: EpDevice, model_fd: int, proof: wire.Proof, taken_bytes: int
-) -> tuple[Session | None, wire.Proof]:
+) -> tuple[Wide | None, wire.Proof]:
     """Try a second session with all threads for runs that are alone; `taken_bytes` is what the first one took."""
     if spec.threads < 2 or proof.median_us is None or _is_quick(proof):
         return None, proof
@@ -119,27 +123,36 @@ def _widen(
         why = f"a second session would take {taken_bytes // MIB} MiB, too much of the model's memory limit"
         return None, msgspec.structs.replace(proof, wide_why=why)
     try:
-        wide = Session(f"/proc/self/fd/{model_fd}", device, spec.threads)
-        timing = _time_undisturbed(wide, _typical(wide, spec))
+        wide = Wide(f"/proc/self/fd/{model_fd}", device, spec.threads)
+        feeds = _typical(wide.session, spec)
+        for attempt in range(QUIET_ATTEMPTS):
+            if attempt:
+                time.sleep(QUIET_PAUSE_S)
+            timing, quiet = _time_watched(wide, feeds)
+            if quiet:
+                break
     except Exception as error:  # noqa: BLE001 - out of memory above all; the first session serves without it
         return None, msgspec.structs.replace(proof, wide_why=failure(error, 0).message)
-    worth = proof.median_us >= WIDE_GAIN * timing.median_us
+    kept = keeps_wide(proof.median_us, timing.median_us, quiet=quiet)
     proof = msgspec.structs.replace(
-        proof, wide_us=timing.median_us, wide_threads=spec.threads if worth else 0
+        proof, wide_us=timing.median_us, wide_threads=spec.threads if kept else 0, wide_disturbed=not quiet
     )
-    return wide if worth else None, proof
+    return wide if kept else None, proof
 
 
-def _time_undisturbed(session: Session, feeds: dict[str, np.ndarray]) -> probe.Timing:
-    """As `_time`, at a moment when nobody else wants the cores: where others load, too, all threads look slow."""
-    for attempt in range(QUIET_ATTEMPTS):
-        if attempt:
-            time.sleep(QUIET_PAUSE_S)
-        waited_ns, began_ns = _waited_ns(), time.perf_counter_ns()
-        timing = _time(session, feeds)
-        if _waited_ns() - waited_ns < DISTURBED_SHARE * (time.perf_counter_ns() - began_ns):
-            break
-    return timing
+def keeps_wide(one_us: float, all_us: float, *, quiet: bool) -> bool:
+    """Whether a session with all threads is kept, whose runs took `all_us` and those of one thread `one_us`. Pure.
+
+    The time of the one thread needs no quiet moment: what disturbs it speaks for keeping.
+    """
+    return not quiet or one_us >= WIDE_GAIN * all_us
+
+
+def _time_watched(wide: Wide, feeds: dict[str, np.ndarray]) -> tuple[probe.Timing, bool]:
+    """As `_time`, and whether the threads had the cores that they wanted: where others load, too, all look slow."""
+    waited_ns, began_ns = _waited_ns(), time.perf_counter_ns()
+    timing = _time(wide.run, wide.session, feeds)
+    return timing, _waited_ns() - waited_ns < DISTURBED_SHARE * (time.perf_counter_ns() - began_ns)
 
 
 def _waited_ns() -> int:
@@ -200,12 +213,10 @@ def _typical(session: Session, spec: wire.Spec) -> dict[str, np.ndarray]:
     return feeds
 
 
-def _time(session: Session, feeds: dict[str, np.ndarray]) -> probe.Timing:
+def _time(run: Run, session: Session, feeds: dict[str, np.ndarray]) -> probe.Timing:
     names = tuple(output.name for output in session.outputs)
-    session.run(names, feeds, None)  # the first one allocates
-    return probe.time_runs(
-        lambda: session.run(names, feeds, None), budget_s=PROBE_BUDGET_S, max_runs=PROBE_RUNS
-    )
+    run(names, feeds, None)  # the first one allocates
+    return probe.time_runs(lambda: run(names, feeds, None), budget_s=PROBE_BUDGET_S, max_runs=PROBE_RUNS)
 
 
 def _probe(session: Session, spec: wire.Spec, area: mmap.mmap, facts: wire.Proof) -> wire.Proof:
@@ -221,7 +232,7 @@ def _probe(session: Session, spec: wire.Spec, area: mmap.mmap, facts: wire.Proof
         for index, sample in enumerate(samples):
             feeds = probe.make_inputs(session.inputs, seed=index, sample=sample)
             outputs = session.run(names, feeds, None)
-            timing = timing or _time(session, _typical(session, spec))
+            timing = timing or _time(session.run, session, _typical(session, spec))
             tolerance = spec.tolerance
             expected: dict[str, Any] | None = None
             if sample is not None and sample.outputs is not None:

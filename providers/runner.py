@@ -9,8 +9,10 @@ Rules
  * Any exception of a run answers that request. In a run of several, each of them is run again by itself, so that the
    one that is at fault pays alone.
  * A run of several is stopped when all of them were told to stop, not before: the others still want their answers.
- * Runners share nothing that changes but the set of cancelled requests: each has its own numbers for layouts, and a
-   lock joins them only to write.
+ * A request that is alone runs in the session that was the quicker one for such requests (providers.lone). Its time
+   counts only if no other run of this worker began before it ended.
+ * Runners share nothing that changes but the set of cancelled requests and what is learned from those that are alone,
+   of which there is one at a time: each has its own numbers for layouts, and a lock joins them only to write.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 from providers import wire
 from providers.area import SEALS
 from providers.arrays import numpy_dtype, raw_size, to_array, write_raw
+from providers.lone import Lone
 from providers.prove import failure
 from providers.shared import Inputs, Outputs
 from skerry.errors import SkerryError
@@ -34,10 +37,12 @@ from skerry.terms import KIB, TensorView
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from providers.session import Session
+    from providers.lone import Choice
+    from providers.session import Run, Session
     from providers.shared import Regions
+    from providers.wide import Wide
 
 #: Answers of quick models leave together, but none waits longer than this for the next.
 FLUSH_NS = 200_000
@@ -50,7 +55,7 @@ _now = time.perf_counter_ns
 class Prepared:
     """A request layout, ready to become feeds: only offsets are added per request."""
 
-    __slots__ = ("has_bytes", "names", "problem", "rows", "shared", "targets", "tensors")
+    __slots__ = ("choice", "has_bytes", "names", "problem", "rows", "shared", "targets", "tensors")
 
     def __init__(self, layout: wire.Layout, outputs: dict[str, str], regions: Regions) -> None:
         self.names = layout.outputs or tuple(outputs)
@@ -73,6 +78,7 @@ class Prepared:
             self.problem = error
         shapes = [view.shape for view in layout.tensors]
         self.rows = shapes[0][0] if shapes and shapes[0] else 1
+        self.choice: Choice | None = None  # for those that are alone; made with the first one
 
 
 #: One request as it is run: seq, offset of its tensors, room for outputs, bytes of that, layout.
@@ -94,13 +100,15 @@ class Common:
 
     Args:
         session: runs models, also for several runners at once.
-        wide: runs a request that is alone; None: `session` does.
+        wide: may run a request that is alone; None: `session` does.
         batches: requests have rows, and what counts is rows.
         control: the socket to the daemon; borrowed.
         answers_fd: the pipe to the daemon; borrowed.
         area: the shared memory; borrowed.
 
     Attributes:
+        lone: which of the two it is.
+        begun: frames that were taken so far, where there are several runners.
         cancelled: requests that were told to stop and have not ended.
         writing: held while a frame is written; None: there is one runner.
     """
@@ -108,7 +116,7 @@ class Common:
     def __init__(  # noqa: PLR0913 - each is a thing of its own
         self,
         session: Session,
-        wide: Session | None,
+        wide: Wide | None,
         *,
         batches: bool,
         control: socket.socket,
@@ -119,7 +127,9 @@ class Common:
 
         self.new_options = RunOptions
         self.session = session
-        self.wide = wide or session
+        self.wide = wide
+        self.lone = Lone()
+        self.begun = 0
         self.batches = batches
         self.control = control
         self.area = area
@@ -153,12 +163,14 @@ class Runner:
 
     Attributes:
         records: what it is busy with, if it is; kept by the worker.
+        begun: what `Common.begun` was when it took them; likewise.
     """
 
     def __init__(self, common: Common, numbers: range) -> None:
         self._common = common
         self._numbers = numbers
         self.records: memoryview | None = None
+        self.begun = 0
         # By request layout and shapes. The keys hold the layout itself: its number may get another meaning.
         self._answers: dict[tuple[Prepared, tuple[Any, ...]], _Answer] = {}
         self._current: tuple[Sequence[int], Any] = ((), None)
@@ -171,18 +183,17 @@ class Runner:
         if options is not None and self._common.cancelled.issuperset(seqs):
             options.terminate = True
 
-    def run_each(self, records: memoryview, layouts: dict[int, Prepared], *, alone: bool = False) -> None:
+    def run_each(self, records: memoryview, layouts: dict[int, Prepared]) -> None:
         """Run requests one after another.
 
         Args:
             records: of wire.RUN_RECORD.
             layouts: what their layout numbers mean.
-            alone: the one request may use all cores.
         """
-        session = self._common.wide if alone else self._common.session
+        session = self._common.session
         oldest = 0
         for seq, begin, room, room_bytes, number in wire.RUN_RECORD.iter_unpack(records):
-            self._run_one(session, (seq, begin, room, room_bytes, layouts[number]))
+            self._run_one(session.run, (seq, begin, room, room_bytes, layouts[number]))
             if len(records) > wire.RUN_RECORD.size and self._done:
                 now = _now()
                 oldest = oldest or now
@@ -190,6 +201,28 @@ class Runner:
                     self._flush()
                     oldest = 0
         self._flush()
+
+    def run_alone(self, records: memoryview, layouts: dict[int, Prepared]) -> None:
+        """Run the one request, which may use all cores; arguments as for `run_each`."""
+        common = self._common
+        wide, lone = common.wide, common.lone
+        if wide is None:
+            self.run_each(records, layouts)
+            return
+        ((seq, begin, room, room_bytes, number),) = wire.RUN_RECORD.iter_unpack(records)
+        prepared = layouts[number]
+        choice = prepared.choice = prepared.choice or lone.choice()
+        is_wide = choice.next_is_wide()
+
+        def learn(ns: int) -> None:
+            if self.begun == common.begun:
+                choice.observe(ns, wide=is_wide)
+
+        run = wide.run if is_wide else common.session.run
+        self._run_one(run, (seq, begin, room, room_bytes, prepared), learn)
+        self._flush()
+        if lone.given_up:
+            common.wide = None
 
     def run_together(self, records: memoryview, layouts: dict[int, Prepared]) -> None:
         """Run requests that fit as one run; arguments as for `run_each`."""
@@ -202,12 +235,12 @@ class Runner:
                 requests.append((seq, begin, room, room_bytes, layouts[number]))
         if len(requests) < 2 or not self._run_batch(requests):
             for request in requests:
-                self._run_one(self._common.session, request)
+                self._run_one(self._common.session.run, request)
         self._flush()
 
     # -- runs
 
-    def _run_one(self, session: Session, request: Request) -> None:
+    def _run_one(self, run: Run, request: Request, learn: Callable[[int], None] | None = None) -> None:
         common = self._common
         seq, begin, _, _, prepared = request
         begun = _now()
@@ -229,8 +262,10 @@ class Runner:
             if prepared.problem is not None:
                 raise prepared.problem  # noqa: TRY301 - it is answered like any other
             started = _now()
-            arrays = session.run(prepared.names, feeds, options)
+            arrays = run(prepared.names, feeds, options)
             ran = _now()
+            if learn is not None:
+                learn(ran - started)
             if ran - started > FLUSH_NS:
                 self._slow = True
             rows = prepared.rows if common.batches else 1

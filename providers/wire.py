@@ -160,6 +160,7 @@ class Proof(msgspec.Struct, frozen=True, omit_defaults=True):
     runners: int = 1  # runs at the same time
     wide_threads: int = 0  # of the session for a run that is alone; 0: there is none
     wide_us: float | None = None  # what such a run takes, if that was measured
+    wide_disturbed: bool = False  # while it was measured, other work had the cores
     wide_why: str = ""  # why it was not
     max_batch: int = 1  # rows of one run at most; more than 1 is proven
     batch_why: str = ""  # why not more than 1

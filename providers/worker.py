@@ -192,8 +192,10 @@ class Desk:
     def _run(self, runner: Runner, kind: int, records: memoryview, layouts: dict[int, Prepared]) -> None:
         if kind == wire.BATCH:
             runner.run_together(records, layouts)
+        elif kind == wire.ALONE:
+            runner.run_alone(records, layouts)
         else:
-            runner.run_each(records, layouts, alone=kind == wire.ALONE)
+            runner.run_each(records, layouts)
         if self._common.cancelled:
             self._forget_cancelled(runner, records)
 
@@ -209,6 +211,8 @@ class Desk:
                 self._sort(self._reader.split(data))
             frame = frames.popleft()
             runner.records = frame[1]
+            self._common.begun += 1
+            runner.begun = self._common.begun
         return frame
 
     def _sort(self, frames: Iterable[tuple[int, memoryview]]) -> None:

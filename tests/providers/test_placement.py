@@ -197,6 +197,29 @@ def test_a_made_up_probe_that_the_cpu_refuses_does_not_refuse_the_model(pretend)
     assert "the generated probe input does not suit the model (index out of range)" in placed.steps[0]["why"]
 
 
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (
+            {"wide_us": 2000.0, "wide_threads": 4},
+            "4 threads or one, whichever its requests show to be quicker (2.00 ms against 3.00 ms when it was loaded)",
+        ),
+        (
+            {"wide_us": 9000.0, "wide_threads": 4, "wide_disturbed": True},
+            "(9.00 ms against 3.00 ms when it was loaded, disturbed by other work)",
+        ),
+        (
+            {"wide_us": 2900.0},
+            "more threads for a run that is alone do not pay: 2.90 ms against 3.00 ms when it was loaded",
+        ),
+        ({"wide_why": "no room"}, "no more threads for a run that is alone: no room"),
+    ],
+)
+def test_the_reason_says_what_was_measured_of_more_threads_and_what_is_learned(pretend, found, text):
+    placed, _ = pretend(CPU=proof(median_us=3000.0, runners=4, threads=1, **found))
+    assert text in placed.steps[0]["why"]
+
+
 def test_without_a_reference_no_accelerator_is_accepted(pretend):
     placed, _ = pretend(NPU, GPU, reference=proof(probe_error="index out of range"))
     assert placed.device is CPU

@@ -195,6 +195,81 @@ def test_cancellations_that_come_after_the_answer_are_forgotten(runners):
         os.close(descriptor)
 
 
+class Counted:
+    """A session that counts its runs; something else may happen in them."""
+
+    def __init__(self):
+        self.outputs = ()
+        self.runs = 0
+        self.meanwhile = None
+
+    def run(self, *_):
+        self.runs += 1
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return []
+
+
+@contextlib.contextmanager
+def desk_of_two(session, wide):
+    """A desk that hears of one request layout; yields it and what sends it a request and has it run."""
+    requests, ours = os.pipe()
+    theirs, answers = os.pipe()
+    with mmap.mmap(-1, 4096) as area:
+        common = Common(session, wide, batches=False, control=None, answers_fd=answers, area=area)
+        desk = Desk(common, requests, 2)
+        os.write(ours, wire.frame(wire.LAYOUT, wire.encode(wire.Layout(0, ()))))
+
+        def serve(kind, runner):
+            os.write(ours, wire.frame(kind, wire.RUN_RECORD.pack(1, 0, 0, 64, 0)))
+            desk._run(runner, *desk._take(runner))
+            os.read(theirs, 4096)
+
+        yield desk, serve
+        common.memory.release()
+    for descriptor in (requests, ours, theirs, answers):
+        os.close(descriptor)
+
+
+def test_only_a_request_that_is_alone_gets_the_session_with_all_threads():
+    session, wide = Counted(), Counted()
+    with desk_of_two(session, wide) as (desk, serve):
+        serve(wire.ALONE, desk.runners[0])
+        assert (session.runs, wide.runs) == (0, 1)
+        serve(wire.RUN, desk.runners[0])
+        assert (session.runs, wide.runs) == (1, 1)
+
+
+def test_what_a_request_beside_others_takes_teaches_nothing():
+    class Seen(list):
+        def next_is_wide(self):
+            return True
+
+        def observe(self, _, *, wide):
+            self.append(wide)
+
+    wide, seen = Counted(), Seen([None])
+    with desk_of_two(Counted(), wide) as (desk, serve):
+        serve(wire.RUN, desk.runners[0])
+        desk._layouts[0].choice = seen
+        serve(wire.ALONE, desk.runners[1])
+        assert seen == [None, True]
+        wide.meanwhile = lambda: serve(wire.RUN, desk.runners[1])
+        serve(wire.ALONE, desk.runners[0])
+        assert seen == [None, True]
+
+
+def test_a_session_that_was_given_up_is_let_go_and_requests_go_on():
+    session, wide = Counted(), Counted()
+    with desk_of_two(session, wide) as (desk, serve):
+        common = desk._common
+        common.lone.given_up = True
+        serve(wire.ALONE, desk.runners[0])
+        assert common.wide is None
+        serve(wire.ALONE, desk.runners[0])
+        assert (session.runs, wide.runs) == (1, 1)
+
+
 def test_once_a_model_was_slow_no_answer_waits_for_the_request_behind_it(start):
     worker = start(zoo.slow_model())
     worker.write(worker.place(0, 0, {"iterations": ("INT64", np.array([100], np.int64))}))
