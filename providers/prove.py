@@ -26,7 +26,7 @@ from providers import batchproof, modelfile, probe, wire
 from providers.arrays import raw_size, to_array, write_raw
 from providers.ranking import EpDevice
 from providers.session import Session
-from providers.wide import Wide
+from providers.wide import Wide, give_memory_back
 from skerry.errors import InvalidRequest, SkerryError, Unsupported
 from skerry.terms import MIB, DeviceKind, TensorView
 
@@ -137,7 +137,11 @@ def _widen(
     proof = msgspec.structs.replace(
         proof, wide_us=timing.median_us, wide_threads=spec.threads if kept else 0, wide_disturbed=not quiet
     )
-    return wide if kept else None, proof
+    if kept:
+        return wide, proof
+    del wide
+    give_memory_back()
+    return None, proof
 
 
 def keeps_wide(one_us: float, all_us: float, *, quiet: bool) -> bool:

@@ -32,6 +32,7 @@ from providers.arrays import numpy_dtype, raw_size, to_array, write_raw
 from providers.lone import Lone
 from providers.prove import failure
 from providers.shared import Inputs, Outputs
+from providers.wide import give_memory_back
 from skerry.errors import SkerryError
 from skerry.terms import KIB, TensorView
 
@@ -223,6 +224,8 @@ class Runner:
         self._flush()
         if lone.given_up:
             common.wide = None
+            del wide, run  # the last that know it
+            give_memory_back()
 
     def run_together(self, records: memoryview, layouts: dict[int, Prepared]) -> None:
         """Run requests that fit as one run; arguments as for `run_each`."""

@@ -6,6 +6,7 @@ import mmap
 import os
 import signal
 import socket
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 import zoo
 from onnx import TensorProto, helper
 
-from providers import wire
+from providers import runner, wire
 from providers.runner import Common
 from providers.worker import Desk
 from skerry.errors import ExecutionFailed, Unavailable
@@ -217,6 +218,7 @@ def desk_of_two(session, wide):
     theirs, answers = os.pipe()
     with mmap.mmap(-1, 4096) as area:
         common = Common(session, wide, batches=False, control=None, answers_fd=answers, area=area)
+        del wide  # nobody here keeps it
         desk = Desk(common, requests, 2)
         os.write(ours, wire.frame(wire.LAYOUT, wire.encode(wire.Layout(0, ()))))
 
@@ -259,15 +261,19 @@ def test_what_a_request_beside_others_takes_teaches_nothing():
         assert seen == [None, True]
 
 
-def test_a_session_that_was_given_up_is_let_go_and_requests_go_on():
-    session, wide = Counted(), Counted()
-    with desk_of_two(session, wide) as (desk, serve):
-        common = desk._common
-        common.lone.given_up = True
+def test_a_session_that_was_given_up_is_let_go_and_requests_go_on(monkeypatch):
+    session, wides = Counted(), [Counted()]
+    alive = weakref.ref(wides[0])
+    given_back = []
+    monkeypatch.setattr(runner, "give_memory_back", lambda: given_back.append(alive()))
+    with desk_of_two(session, wides.pop()) as (desk, serve):
         serve(wire.ALONE, desk.runners[0])
-        assert common.wide is None
+        assert (session.runs, alive().runs) == (0, 1)
+        desk._common.lone.given_up = True
+        serve(wire.ALONE, desk.runners[1])
+        assert given_back == [None]  # it was gone by then
         serve(wire.ALONE, desk.runners[0])
-        assert (session.runs, wide.runs) == (1, 1)
+        assert session.runs == 1
 
 
 def test_once_a_model_was_slow_no_answer_waits_for_the_request_behind_it(start):
