@@ -16,7 +16,6 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import socket
@@ -26,6 +25,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from providers import prove, sandbox, wire, worker
+from providers.session import give_memory_back
 
 if TYPE_CHECKING:
     import mmap
@@ -60,8 +60,7 @@ class Host:
         try:
             self._be_a_member(*descriptors)
             gc.collect()
-            # What a session leaves on the heap stays with this process otherwise, and the daemon counts on it.
-            ctypes.CDLL(None).malloc_trim(0)
+            give_memory_back()  # the daemon counts on it
         except BaseException:  # noqa: BLE001 - see the module's rules
             traceback.print_exc()
             os._exit(1)

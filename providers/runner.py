@@ -31,8 +31,8 @@ from providers.area import SEALS
 from providers.arrays import numpy_dtype, raw_size, to_array, write_raw
 from providers.lone import Lone
 from providers.prove import failure
+from providers.session import give_memory_back
 from providers.shared import Inputs, Outputs
-from providers.wide import give_memory_back
 from skerry.errors import SkerryError
 from skerry.terms import KIB, TensorView
 

@@ -64,6 +64,9 @@ _ONNX_BF16 = 16  # TensorProto.BFLOAT16
 _LOG_FATAL = 4  # whatever is worth knowing is raised as well; the log would only repeat it in colours
 _LOG_ERROR = 3
 
+# Not every C library has it; those that have not keep less.
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
 #: How long a thread of a session that spins waits for the next node before it sleeps. Most nodes follow within this,
 #: and waking a thread costs more; a neighbour that needs the core loses no more. Five times as much gained nothing.
 SPIN_US = 20
@@ -157,6 +160,12 @@ class Session:
             binding.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
         # Past the public wrapper for the same reason as in `run`.
         return functools.partial(self._session._sess.run_with_iobinding, binding._iobinding)  # noqa: SLF001
+
+
+def give_memory_back() -> None:
+    """Return to the system what sessions held that are gone: half of it stays with the C library otherwise."""
+    if _trim is not None:
+        _trim(0)
 
 
 class _Bf16Run:

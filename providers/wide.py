@@ -1,13 +1,13 @@
 """A session with all threads, for one run at a time. For worker processes only.
 
-Does: build the session, keep its threads off the core of the thread that runs it, give back what it leaves behind.
+Does: build the session, keep its threads off the core of the thread that runs it.
 Leaves out: whether such a run is quicker (providers.lone), what else a worker has (providers.prove).
 
 Rules
  * A run waits for its slowest thread, so two of its threads on one core are worse than one thread alone. Systems do
-   that: a virtual machine's idle core looks occupied to its scheduler once the host has taken it away, and each thread
-   that is woken stays where its waker runs, for seconds. Measured with 20 ms between runs, all threads took as long as
-   one; kept apart they took 0.6 times as long.
+   that: on a virtual machine of two cores, a thread that was woken was seen to stay where its waker ran, for seconds,
+   while the other core was idle. With 20 ms between runs, all threads took as long as one; kept apart they took 0.6
+   times as long.
  * Only the session's own threads are moved, when the runner was seen on another core than before. Where the runner
    goes is the system's business: it knows which cores are free, and which are fast.
 """
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 # With the interpreter's lock held: the call takes a tenth of a microsecond, giving the lock away may take far more.
 _current_core = ctypes.PyDLL(None).sched_getcpu
-# Not every C library has it; those that have not keep less.
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 class Wide:
@@ -70,9 +68,3 @@ class Wide:
 
 def _threads() -> frozenset[int]:
     return frozenset(map(int, os.listdir("/proc/self/task")))  # noqa: PTH208 - pathlib is not imported in a worker
-
-
-def give_memory_back() -> None:
-    """Return to the system what a session held that is gone: half of it stays with the C library otherwise."""
-    if _trim is not None:
-        _trim(0)
