@@ -22,10 +22,10 @@ import logging
 import os
 import resource
 import signal
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import clock, lock, systemd, tasks, verification
+from agent import clock, lean, lock, systemd, tasks, verification
 from agent import config as configuration
 from agent import paths as places
 from agent.ipc.doors import Doors
@@ -38,7 +38,7 @@ from agent.rpc import supervisor
 from agent.rpc.options import Options
 from agent.states import State
 from agent.tracing import Tracing
-from providers import cores, ranking
+from providers import ranking
 from providers.launcher import Launcher
 from skerry import __version__
 from skerry.errors import InternalError, SkerryError, Untrusted
@@ -49,7 +49,6 @@ from store.trail import StateStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from agent.access import Rule
     from agent.paths import Paths
@@ -143,7 +142,7 @@ class Daemon:
         self._models = ModelTable(
             config=lambda: self._config,
             launcher=self._launcher,
-            blobs=BlobStore(paths.registry / "blobs"),
+            blobs=BlobStore(paths.registry / "blobs", apart=True),
             trail=trail,
             cache=self._cache,
             working_directory=working_directory,
@@ -309,7 +308,8 @@ class Daemon:
     def reload(self) -> None:
         """Read the configuration again and apply what can be applied without a restart."""
         try:
-            fresh = configuration.load(self._paths.config_file)
+            with lean.reading_yaml():
+                fresh = configuration.load(self._paths.config_file)
             rules = configuration.rules(fresh)
         except SkerryError as error:
             self._warn("configuration", [f"not reloaded, the old one stays in force: {error}"], logging.ERROR)
@@ -476,26 +476,19 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def main(zygote: Spawned | None = None) -> int:
-    """Run the daemon with the command line of agent.start; `zygote` is one that imports already."""
-    # Two words of command line are not worth argparse, which would stay in memory for good.
-    arguments = sys.argv[1:]
-    home = arguments[1] if len(arguments) == 2 and arguments[0] == "--home" else None
-    if arguments and home is None:
-        print(f"error: expected [--home DIR], got {' '.join(arguments)}", file=sys.stderr)  # noqa: T201 - as below
-        return 2
-    try:
-        _raise_descriptor_limit()
-        cores.check_core()
-        paths = places.resolve(home, os.environ, os.geteuid())
-        config = configuration.load(paths.config_file)
-        logs = LogSettings(config.log.level)
-        logs.install()
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(_main(paths, config, logs, zygote))
-    except SkerryError as error:
-        print(f"error: {error.message}", file=sys.stderr)  # noqa: T201 - the command line's answer
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201 - likewise
-        return 1
-    return 0
+def run(paths: Paths, config: Config, zygote: Spawned | None = None) -> None:
+    """Run the daemon until it is told to stop.
+
+    Args:
+        paths: where everything lies.
+        config: the configuration at start.
+        zygote: one that imports already.
+
+    Raises:
+        SkerryError: it cannot start.
+    """
+    _raise_descriptor_limit()
+    logs = LogSettings(config.log.level)
+    logs.install()
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_main(paths, config, logs, zygote))

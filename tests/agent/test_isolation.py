@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import onnx
 import psutil
 import pytest
 import zoo
@@ -29,6 +30,8 @@ from traffic import (
     until,
     work,
 )
+
+from store.blobs import APART_BYTES
 
 MEMORY_BYTES = 512 << 20
 # The longest a process of this suite is watched for doing nothing.
@@ -105,6 +108,32 @@ def test_the_daemon_never_maps_onnxruntime_or_numpy(shared, worker):
     for library in ("onnxruntime", "numpy", "openblas"):
         assert library not in maps
     assert "onnxruntime" in Path(f"/proc/{worker}/maps").read_text(encoding="utf-8")
+
+
+def test_the_daemon_maps_no_library_that_it_does_not_use(shared, worker):
+    number(shared, "add")
+    shared.get("/skerry/v1/status")
+    shared.get("/skerry/v1/models")
+    shared.configure("cache: {memory: 1MiB}\n")
+    until(lambda: "configuration: cache.memory" in shared.log.read_text(), "the configuration read again")
+    maps = Path(f"/proc/{shared.child.pid}/maps").read_text(encoding="utf-8")
+    assert "uvloop" in maps
+    for library in ("libssl", "libcrypto", "_hashlib", "yaml"):
+        assert library not in maps
+    # The child that checks signatures has them: only this process does without.
+    shared.add(zoo.add(3), "signed")
+    shared.refresh()
+    ready(shared, "signed")
+
+
+def test_a_large_model_is_copied_and_checked_apart_from_the_daemon(node):
+    model = onnx.load_from_string(zoo.add(1))
+    model.doc_string = " " * (APART_BYTES + 1)
+    node.add(model.SerializeToString(), "large")
+    node.start()
+    ready(node, "large")
+    assert number(node, "large") == (200, ("1", 2.0))
+    assert "libcrypto" not in Path(f"/proc/{node.child.pid}/maps").read_text(encoding="utf-8")
 
 
 def test_an_idle_node_uses_no_processor_time(shared, worker, zygote):

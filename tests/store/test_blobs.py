@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,51 @@ def test_a_sealed_copy_cannot_be_changed_by_anyone(store):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0)
     assert not os.get_inheritable(fd)
     assert content(fd) == (ONE, 0)
+
+
+def test_a_child_makes_the_same_sealed_copy_of_a_large_blob(store, monkeypatch):
+    monkeypatch.setattr(blobs, "APART_BYTES", 1000)
+    apart = BlobStore(store.root, apart=True)
+    started = []
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **options: started.append(command) or run(command, **options)
+    )
+    small, large = store.ingest([ONE[:1000]]), store.ingest([ONE])
+    assert content(apart.open_sealed(*small)) == (ONE[:1000], 0)
+    assert started == []
+    fd = apart.open_sealed(*large)
+    assert len(started) == 1
+    with pytest.raises(PermissionError):
+        os.write(fd, b"x")
+    assert content(fd) == (ONE, 0)
+
+
+@pytest.mark.parametrize("damaged", [ONE[:-1] + b"x", ONE[:-1], ONE + b"x", ONE * 1000, b""])
+def test_a_child_refuses_damage_and_keeps_no_more_than_was_expected(store, monkeypatch, damaged):
+    monkeypatch.setattr(blobs, "APART_BYTES", 0)
+    found = store.ingest([ONE])
+    path = store.path(found.digest)
+    path.chmod(0o600)
+    path.write_bytes(damaged)
+    sealed = []
+    monkeypatch.setattr(fcntl, "fcntl", lambda fd, *_: sealed.append(os.fstat(fd).st_size))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(Untrusted, match=found.digest):
+        BlobStore(store.root, apart=True).open_sealed(*found)
+    assert sealed == [min(len(damaged), len(ONE))]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_child_that_fails_is_a_fault_of_this_node(store, monkeypatch, tmp_path):
+    monkeypatch.setattr(blobs, "APART_BYTES", 0)
+    found = store.ingest([ONE])
+    with (tmp_path / "read-only").open("wb"):
+        pass
+    read_only = os.open(tmp_path / "read-only", os.O_RDONLY)
+    monkeypatch.setattr(blobs, "_private_file", lambda: (read_only, False))
+    with pytest.raises(StorageFailed, match="sealed copy: cannot be made: Bad file descriptor"):
+        BlobStore(store.root, apart=True).open_sealed(*found)
 
 
 def test_a_sealed_copy_outlives_the_blob(store):

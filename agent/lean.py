@@ -1,0 +1,86 @@
+"""What the daemon's process does without, because it would stay in memory for good.
+
+Does: import asyncio, uvloop, hashlib and msgspec without what they bring along and the daemon never uses; forget
+modules that were needed once.
+Leaves out: when that is (agent.start), what the daemon imports itself.
+
+Rules
+ * Nothing is missing afterwards: whoever imports `ssl` or `typing_extensions` later gets the real one.
+ * What is left out here is optional in the library that is imported, or, where that is not so, replaced by a name.
+ * Only the daemon's own process calls this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: None makes an import fail, which is documented.
+_ABSENT = None
+
+
+class _Names(ModuleType):
+    """A module of which only names are asked: constants are 0, everything else is an exception that nobody raises."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - see above
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return 0 if name.isupper() else type(name, (Exception,), {})
+
+
+def import_libraries() -> None:
+    """Import what would otherwise bring more than it needs."""
+    # OpenSSL costs 5 MB, for TLS that the daemon does not speak and for digests that it computes elsewhere when they
+    # are long (store.sealer). asyncio and hashlib can do without, as in a Python that was built without it; uvloop
+    # only looks names up.
+    with _standing_in({"ssl": _ABSENT, "_hashlib": _ABSENT}):
+        import asyncio  # noqa: F401, PLC0415 - that is what this is for
+        import hashlib  # noqa: F401, PLC0415 - likewise
+    with _standing_in({"ssl": _Names("ssl")}), contextlib.suppress(ImportError):  # not on every system
+        import uvloop  # noqa: F401, PLC0415 - likewise
+    # msgspec imports typing_extensions where some other package has brought it, and needs nothing of it that the
+    # standard library has not: 3 MB and 10 ms.
+    with _standing_in({"typing_extensions": _ABSENT}):
+        import msgspec  # noqa: F401, PLC0415 - likewise
+
+
+@contextlib.contextmanager
+def reading_yaml() -> Iterator[None]:
+    """Have PyYAML for the length of this block, in which a configuration is read. It costs 1 MB.
+
+    Nothing of agent.yamltree may be kept: the next block imports it anew.
+    """
+    try:
+        with _standing_in({"yaml._yaml": _ABSENT}):  # libyaml, which agent.yamltree does not use
+            yield
+    finally:
+        _forget("yaml", "agent.yamltree")
+
+
+def _forget(*names: str) -> None:
+    """Drop these modules and those below them, so that what is allocated next gets their memory."""
+    for loaded in list(sys.modules):
+        if loaded in names or loaded.startswith(tuple(f"{name}." for name in names)):
+            del sys.modules[loaded]
+            package, _, name = loaded.rpartition(".")
+            if package in sys.modules:
+                vars(sys.modules[package]).pop(name, None)
+    gc.collect()  # a module and its classes hold each other
+
+
+@contextlib.contextmanager
+def _standing_in(modules: dict[str, ModuleType | None]) -> Iterator[None]:
+    """Have these modules in place of the real ones, but for those that are there already."""
+    new = {name: module for name, module in modules.items() if name not in sys.modules}
+    sys.modules.update(new)  # type: ignore[arg-type] # None is not among the types, though it has its meaning
+    try:
+        yield
+    finally:
+        for name in new:
+            del sys.modules[name]
