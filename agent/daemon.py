@@ -250,6 +250,7 @@ class Daemon:
         with contextlib.suppress(SkerryError):
             await self.refresh()
         self._settle()
+        lean.give_back()  # what the start needed
         if self._grpc is not None and self._config.grpc.enabled == "on":
             self._grpc.warm_up()  # only now: its imports would slow the models' start
 

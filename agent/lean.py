@@ -1,7 +1,7 @@
 """What the daemon's process does without, because it would stay in memory for good.
 
 Does: import asyncio, uvloop, hashlib and msgspec without what they bring along and the daemon never uses; forget
-modules that were needed once.
+modules that were needed once; have the C library give memory back.
 Leaves out: when that is (agent.start), what the daemon imports itself.
 
 Rules
@@ -13,16 +13,26 @@ Rules
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from skerry.terms import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: None makes an import fail, which is documented.
 _ABSENT = None
+
+# mallopt(3). glibc gives each thread an arena of its own, in which what is free is of no use to the others; the threads
+# here write to databases and copy files, and wait for the interpreter's lock between two allocations anyway.
+_M_ARENA_MAX, _ARENAS = -8, 1
+# Otherwise the size from which memory is mapped, and so goes back when freed, grows with each that was: to 32 MiB,
+# and what is kept for reuse to twice as much.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _THRESHOLD_BYTES = -3, -1, 256 * KIB
 
 
 class _Names(ModuleType):
@@ -32,6 +42,21 @@ class _Names(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return 0 if name.isupper() else type(name, (Exception,), {})
+
+
+def tune_allocator() -> None:
+    """Have malloc keep little that is free. Before the first thread; without glibc nothing happens."""
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):  # other C libraries have no such call, and no such arenas
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
+        libc.mallopt(_M_MMAP_THRESHOLD, _THRESHOLD_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _THRESHOLD_BYTES)
+
+
+def give_back() -> None:
+    """Give the system the pages in which malloc has nothing, which takes a millisecond."""
+    with contextlib.suppress(AttributeError):  # likewise
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def import_libraries() -> None:

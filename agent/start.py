@@ -29,6 +29,7 @@ def main() -> int:
         zygote = spawn_zygote()
     except ConfigError:  # the daemon says it again, and how to repair it
         zygote = None
+    lean.tune_allocator()
     lean.import_libraries()
     from agent import config as configuration  # noqa: PLC0415 - not before msgspec, and before what is large
     from agent import paths as places  # noqa: PLC0415 - likewise

@@ -12,7 +12,6 @@ Rules
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -115,6 +114,8 @@ def check_policy(policy: str) -> str:
             f"policy {policy}: reserved, and not available in this version",
             f"use one of {', '.join(_ORDER)}",
         )
+    import difflib  # noqa: PLC0415 - only a typo needs it
+
     names = (*_ORDER, *_RESERVED)
     near = difflib.get_close_matches(policy, names, n=1)
     raise ConfigError(
