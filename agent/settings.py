@@ -234,7 +234,7 @@ class Cache(Section, frozen=True):
     ] = 256 * MIB
     memory_bytes: Annotated[
         int, _key("most bytes of answers in memory, in front of the disk", reload=True, ge=0, le=64 * GIB)
-    ] = 8 * MIB
+    ] = 2 * MIB
 
 
 class Inbox(Section, frozen=True):

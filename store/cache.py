@@ -44,8 +44,8 @@ MAX_SHARE = 8
 MAX_ANSWER_BYTES = 256 * MIB  # far below SQLite's 10^9 for one row
 TOUCH_BATCH = 1024  # uses remembered before a write carries them
 MAX_TOUCHED = 4 * TOUCH_BATCH  # uses remembered while nothing is written
-#: Measured: what an answer in memory takes beside its payload, for its key, its times, its tuples and the dict.
-ENTRY_BYTES = 480
+#: Measured: what an answer in memory takes beside its payload, for its key, its times, itself and the dict.
+ENTRY_BYTES = 336
 
 
 class CacheStats(NamedTuple):
@@ -120,7 +120,7 @@ class OutputCache:
         if ttl_s <= 0 or size > min(self._max_bytes // MAX_SHARE, MAX_ANSWER_BYTES):
             return
         now = self._wall_clock()
-        entry = Entry(Answer(layout, payload), fingerprint(model_digest), now, now + ttl_s)
+        entry = Entry(layout, payload, fingerprint(model_digest), now, now + ttl_s)
         self._front.add(key, entry)
         write = functools.partial(self._shelf.write, key, entry, self._uses())
         if not self._database.post(write, size_bytes=size):
@@ -230,4 +230,4 @@ class _Front:
 
 
 def _weight(entry: Entry) -> int:
-    return len(entry.answer.payload) + ENTRY_BYTES
+    return len(entry.payload) + ENTRY_BYTES

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_QUEUE = 1024  # writes that may wait; at 30,000 rows a second this is 30 ms of work
-MAX_PENDING_BYTES = 8 * MIB  # payloads that may wait; the daemon has 40 MB in all
+MAX_PENDING_BYTES = 8 * MIB  # payloads that may wait; the daemon has 30 MB in all
 MAX_BATCH = 256  # writes in one transaction; more gains nothing (measured: 36,000 rows/s at 100)
 REOPEN_S = 10.0  # between attempts to open a file that could not be opened
 

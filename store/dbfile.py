@@ -54,12 +54,14 @@ class Kind(NamedTuple):
     synchronous: str  # FULL: a commit survives a power cut; NORMAL: the file does, the last commits may not
     disposable: bool  # losing it costs time, never a fact
     tables: frozenset[str]
-    page_cache_kib: int  # per connection
+    writer_cache_kib: int  # of pages; all of it is used once many rows were written
+    reader_cache_kib: int  # likewise, once many were read; the system has the file's pages as well
     reader_wait_ms: int  # for a lock; readers of a WAL file wait only while it is recovered
 
 
-STATE = Kind("state", 1, "FULL", False, frozenset({"placement", "quarantine"}), 256, 250)  # noqa: FBT003 - columns
-CACHE = Kind("cache", 1, "NORMAL", True, frozenset({"answer", "entry"}), 1024, 0)  # noqa: FBT003 - columns
+# Of cache.db's caches, measured with 10^6 rows: larger ones answer no hit and write no row more quickly.
+STATE = Kind("state", 1, "FULL", False, frozenset({"placement", "quarantine"}), 256, 64, 250)  # noqa: FBT003 - columns
+CACHE = Kind("cache", 1, "NORMAL", True, frozenset({"answer", "entry"}), 512, 256, 0)  # noqa: FBT003 - columns
 
 
 class Unfit(Exception):
@@ -122,7 +124,7 @@ def open_reader(path: Path, kind: Kind) -> sqlite3.Connection:
     """A reading connection to a file that a writer has opened and checked; raises sqlite3.Error."""
     connection = _connect(path, kind.reader_wait_ms)
     try:
-        connection.execute(f"PRAGMA cache_size = -{kind.page_cache_kib}")
+        connection.execute(f"PRAGMA cache_size = -{kind.reader_cache_kib}")
         connection.execute("PRAGMA query_only = ON")
     except sqlite3.Error:
         connection.close()
@@ -176,7 +178,7 @@ def _refuse_newer(path: Path, kind: Kind, version: int) -> NoReturn:
 
 
 def _configure(connection: sqlite3.Connection, kind: Kind) -> None:
-    connection.execute(f"PRAGMA cache_size = -{kind.page_cache_kib}")
+    connection.execute(f"PRAGMA cache_size = -{kind.writer_cache_kib}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {kind.synchronous}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")

@@ -12,6 +12,7 @@ Rules
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,13 +47,22 @@ class Answer(NamedTuple):
     payload: bytes
 
 
-class Entry(NamedTuple):
-    """An answer with what decides whether it may be given."""
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """An answer with what decides whether it may be given.
 
-    answer: Answer
+    Thousands of them are kept in memory, so it is one flat object, and one that the collector of cycles leaves alone.
+    """
+
+    layout: tuple[TensorView, ...]
+    payload: bytes
     model: int  # fingerprint
     stored_at: float  # wall clock, seconds since the epoch
     expires_at: float
+
+    @property
+    def answer(self) -> Answer:
+        """The part that callers get."""
+        return Answer(self.layout, self.payload)
 
 
 def id_of(key: bytes) -> int:
@@ -60,6 +70,7 @@ def id_of(key: bytes) -> int:
     return int.from_bytes(key[:8], "little", signed=True)
 
 
+@functools.lru_cache(maxsize=256)  # so that a model's answers share one
 def fingerprint(model_digest: str) -> int:
     """A model's digest in eight bytes, for forgetting its answers: a clash costs hits, nothing else."""
     return int.from_bytes(blake3(model_digest.encode()).digest(8), "little", signed=True)
@@ -86,7 +97,7 @@ def open_row(key: bytes, row: tuple[float, float, bytes, bytes, bytes, int]) -> 
     for view in views:
         if not 0 <= view.offset <= view.offset + view.size_bytes <= len(payload):
             return None
-    return Entry(Answer(views, payload), model, stored_at, expires_at)
+    return Entry(views, payload, model, stored_at, expires_at)
 
 
 def _read_layout(layout: bytes) -> tuple[TensorView, ...]:
@@ -121,20 +132,20 @@ class Shelf:
 
     def write(self, key: bytes, entry: Entry, uses: Iterable[int], connection: sqlite3.Connection) -> None:
         """Store an answer in place of an older one, note `uses`, and evict down to the cap."""
-        (layout, payload), model, stored_at, expires_at = entry
+        payload, stored_at, expires_at = entry.payload, entry.stored_at, entry.expires_at
         self.use(uses, connection)
-        row_id, encoded = id_of(key), _encode_layout(layout)
+        row_id, encoded = id_of(key), _encode_layout(entry.layout)
         seal = _seal(key, stored_at, expires_at, encoded, payload)
         self.discard(row_id, connection)
         connection.execute(
             "INSERT INTO answer (id, model, stored_at, expires_at, seal, layout, payload)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (row_id, model, stored_at, expires_at, seal, encoded, payload),
+            (row_id, entry.model, stored_at, expires_at, seal, encoded, payload),
         )
         self._use += 1
         connection.execute(
             "INSERT INTO entry (id, used, size_bytes, model) VALUES (?, ?, ?, ?)",
-            (row_id, self._use, len(payload) + len(encoded) + ROW_BYTES, model),
+            (row_id, self._use, len(payload) + len(encoded) + ROW_BYTES, entry.model),
         )
         self.entries += 1
         self._evict(connection)
