@@ -32,6 +32,9 @@ _ADD_S = 60.0
 _STOP_S = 20.0
 _QUIET_POLL_S = 0.2
 _QUIET_NS = 4_000_000  # 2 % of a core over _QUIET_POLL_S
+#: A checkout compiles its modules when they are first imported, and an installation has them compiled; this variable,
+#: which containers like to set, would have each start compile them again, and keep 1 MB of that in memory.
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 _POLL_S = (
     0.002  # short against what is timed with it (tens of milliseconds and more), long against a core's time
 )
@@ -90,8 +93,9 @@ class Daemon:
 
     def start(self) -> None:
         """Start `skerry run` and return at once."""
+        env = {name: value for name, value in os.environ.items() if name != _NO_BYTECODE}
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([*self._command, "run"], stdout=log, stderr=log)
+            self._process = subprocess.Popen([*self._command, "run"], stdout=log, stderr=log, env=env)
 
     def stop(self) -> None:
         """SIGTERM and wait. Raises BenchError if that takes too long or the exit status is not 0."""

@@ -126,6 +126,16 @@ def test_the_daemon_maps_no_library_that_it_does_not_use(shared, worker):
     ready(shared, "signed")
 
 
+def test_the_daemon_stays_small(node):
+    node.add(zoo.add(1), "add")
+    node.start()
+    ready(node, "add")
+    for _ in range(100):
+        assert number(node, "add") == (200, ("1", 2.0))
+    # 29 MB, and 1 more where nothing may be compiled in advance: no library of some MB has come in unnoticed.
+    assert node.get("/skerry/v1/status")[1]["rss_bytes"] < 34_000_000
+
+
 def test_a_large_model_is_copied_and_checked_apart_from_the_daemon(node):
     model = onnx.load_from_string(zoo.add(1))
     model.doc_string = " " * (APART_BYTES + 1)
