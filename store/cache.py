@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from skerry.terms import MIB
 from store.db import Database
 from store.dbfile import CACHE, is_damage
-from store.shelf import SELECT, Answer, Entry, Shelf, fingerprint, id_of, open_row
+from store.shelf import SELECT, Answer, Shelf, fingerprint, id_of, open_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +102,7 @@ class OutputCache:
         else:
             self._front.add(key, found)
         self._touch(id_of(key))
-        return found.answer
+        return found
 
     def put(
         self, key: bytes, model_digest: str, layout: tuple[TensorView, ...], payload: bytes, ttl_s: float
@@ -120,9 +120,9 @@ class OutputCache:
         if ttl_s <= 0 or size > min(self._max_bytes // MAX_SHARE, MAX_ANSWER_BYTES):
             return
         now = self._wall_clock()
-        entry = Entry(layout, payload, fingerprint(model_digest), now, now + ttl_s)
-        self._front.add(key, entry)
-        write = functools.partial(self._shelf.write, key, entry, self._uses())
+        answer = Answer(layout, payload, fingerprint(model_digest), now, now + ttl_s)
+        self._front.add(key, answer)
+        write = functools.partial(self._shelf.write, key, answer, self._uses())
         if not self._database.post(write, size_bytes=size):
             self._dropped += 1
 
@@ -156,7 +156,7 @@ class OutputCache:
         self._database.post(functools.partial(self._shelf.use, tuple(self._touched)), droppable=False)
         self._database.close()
 
-    def _load(self, key: bytes) -> Entry | None:
+    def _load(self, key: bytes) -> Answer | None:
         """The entry in the file, valid now or not."""
         reader = self._database.reader
         if reader is None:
@@ -195,15 +195,15 @@ class _Front:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._bytes = 0
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._entries: OrderedDict[bytes, Answer] = OrderedDict()
 
-    def get(self, key: bytes) -> Entry | None:
+    def get(self, key: bytes) -> Answer | None:
         found = self._entries.get(key)
         if found is not None:
             self._entries.move_to_end(key)
         return found
 
-    def add(self, key: bytes, entry: Entry) -> None:
+    def add(self, key: bytes, entry: Answer) -> None:
         self._remove(key)
         if _weight(entry) > self._limit_bytes // MAX_SHARE:
             return
@@ -229,5 +229,5 @@ class _Front:
             self._bytes -= _weight(entry)
 
 
-def _weight(entry: Entry) -> int:
+def _weight(entry: Answer) -> int:
     return len(entry.payload) + ENTRY_BYTES

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 from blake3 import blake3
@@ -40,29 +40,17 @@ _layouts: dict[bytes, tuple[TensorView, ...]] = {}
 MAX_LAYOUTS = 1024
 
 
-class Answer(NamedTuple):
-    """The outputs of one run: `layout` says where in `payload` each tensor lies."""
-
-    layout: tuple[TensorView, ...]
-    payload: bytes
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An answer with what decides whether it may be given.
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """The outputs of one run, with what decides whether they may be given.
 
     Thousands of them are kept in memory, so it is one flat object, and one that the collector of cycles leaves alone.
     """
 
-    layout: tuple[TensorView, ...]
+    layout: tuple[TensorView, ...]  # where in `payload` each tensor lies
     payload: bytes
     model: int  # fingerprint
     stored_at: float  # wall clock, seconds since the epoch
     expires_at: float
-
-    @property
-    def answer(self) -> Answer:
-        """The part that callers get."""
-        return Answer(self.layout, self.payload)
 
 
 def id_of(key: bytes) -> int:
@@ -81,7 +69,7 @@ def _seal(key: bytes, stored_at: float, expires_at: float, layout: bytes, payloa
     return blake3(head).update(payload).digest(16)
 
 
-def open_row(key: bytes, row: tuple[float, float, bytes, bytes, bytes, int]) -> Entry | None:
+def open_row(key: bytes, row: tuple[float, float, bytes, bytes, bytes, int]) -> Answer | None:
     """What a row holds, or None if that is not, byte for byte, what was stored under `key`."""
     stored_at, expires_at, seal, layout, payload, model = row
     try:
@@ -97,7 +85,7 @@ def open_row(key: bytes, row: tuple[float, float, bytes, bytes, bytes, int]) -> 
     for view in views:
         if not 0 <= view.offset <= view.offset + view.size_bytes <= len(payload):
             return None
-    return Entry(views, payload, model, stored_at, expires_at)
+    return Answer(views, payload, model, stored_at, expires_at)
 
 
 def _read_layout(layout: bytes) -> tuple[TensorView, ...]:
@@ -130,22 +118,22 @@ class Shelf:
         self.failed += 1
         self._counted = None  # our counts were not undone with it
 
-    def write(self, key: bytes, entry: Entry, uses: Iterable[int], connection: sqlite3.Connection) -> None:
+    def write(self, key: bytes, answer: Answer, uses: Iterable[int], connection: sqlite3.Connection) -> None:
         """Store an answer in place of an older one, note `uses`, and evict down to the cap."""
-        payload, stored_at, expires_at = entry.payload, entry.stored_at, entry.expires_at
+        payload, stored_at, expires_at = answer.payload, answer.stored_at, answer.expires_at
         self.use(uses, connection)
-        row_id, encoded = id_of(key), _encode_layout(entry.layout)
+        row_id, encoded = id_of(key), _encode_layout(answer.layout)
         seal = _seal(key, stored_at, expires_at, encoded, payload)
         self.discard(row_id, connection)
         connection.execute(
             "INSERT INTO answer (id, model, stored_at, expires_at, seal, layout, payload)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (row_id, entry.model, stored_at, expires_at, seal, encoded, payload),
+            (row_id, answer.model, stored_at, expires_at, seal, encoded, payload),
         )
         self._use += 1
         connection.execute(
             "INSERT INTO entry (id, used, size_bytes, model) VALUES (?, ?, ?, ?)",
-            (row_id, self._use, len(payload) + len(encoded) + ROW_BYTES, entry.model),
+            (row_id, self._use, len(payload) + len(encoded) + ROW_BYTES, answer.model),
         )
         self.entries += 1
         self._evict(connection)

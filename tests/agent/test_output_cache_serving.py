@@ -22,7 +22,10 @@ SHARED = {"policy": "exact", "scope": "shared", "ttl": "1h"}
 @pytest.fixture(scope="module")
 def node():
     with temporary_node() as node:
-        node.configure("ipc:\n  socket_mode: '0666'\naccess:\n  rules: ['allow infer,read uid:*']\n")
+        # Room in memory for the largest answers that are asked for here.
+        node.configure(
+            "ipc:\n  socket_mode: '0666'\naccess:\n  rules: ['allow infer,read uid:*']\ncache:\n  memory: 16MiB\n"
+        )
         for name, model in (
             ("plus", zoo.add(1)),
             ("minus", zoo.two_inputs()),
