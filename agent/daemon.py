@@ -327,7 +327,8 @@ class Daemon:
         self._set_access(fresh, rules)
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
-        from sync.inbox import Inbox  # noqa: PLC0415 - while the children start
+        lean.import_watchdog()  # while the children start
+        from sync.inbox import Inbox  # noqa: PLC0415 - see above
         from sync.watch import Watcher, watch_file  # noqa: PLC0415 - likewise
 
         watcher = Watcher(self._loop)
@@ -425,12 +426,13 @@ class Daemon:
     @staticmethod
     def rss_bytes(pid: int | None) -> int:
         """Resident memory of a process; 0 if there is none."""
-        import psutil  # noqa: PLC0415 - for people who look, not for serving
-
-        try:
-            return int(psutil.Process(pid).memory_info().rss) if pid else 0
-        except (psutil.Error, OSError):  # gone, or this process has no descriptor left to look
+        if not pid:
             return 0
+        try:
+            pages = Path(f"/proc/{pid}/statm").read_bytes().split()[1]
+        except OSError:  # gone, or this process has no descriptor left to look
+            return 0
+        return int(pages) * resource.getpagesize()
 
     def _summary(self) -> str:
         return f"{len(self._ready_models())} models ready"

@@ -118,7 +118,7 @@ def test_the_daemon_maps_no_library_that_it_does_not_use(shared, worker):
     until(lambda: "configuration: cache.memory" in shared.log.read_text(), "the configuration read again")
     maps = Path(f"/proc/{shared.child.pid}/maps").read_text(encoding="utf-8")
     assert "uvloop" in maps
-    for library in ("libssl", "libcrypto", "_hashlib", "yaml"):
+    for library in ("libssl", "libcrypto", "_hashlib", "yaml", "psutil"):
         assert library not in maps
     # The child that checks signatures has them: only this process does without.
     shared.add(zoo.add(3), "signed")
