@@ -47,7 +47,7 @@ from skerry.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from providers.job import Job
+    from providers.job import Job, ResultLayout
     from providers.lending import Form
     from providers.process import Process
     from providers.region import Region
@@ -241,8 +241,8 @@ class Instance:
             if job is not None:
                 self._send_alone(link, wire.RUN, job)
             return
-        free = max(1, self._scale.total - len(self._tails))
-        runs = sends.take(self._queue, link, each_ns=self._each_ns, free=free, now=now)
+        fair = -(-self.load // self._scale.total)
+        runs = sends.take(self._queue, link, each_ns=self._each_ns, fair=fair, now=now)
         seq = self._seq
         for jobs in runs:
             first = seq + 1
@@ -281,21 +281,31 @@ class Instance:
     def _on_readable(self) -> None:
         link = self._link
         assert link is not None  # noqa: S101 - the reader is removed with the link
+        finished: list[tuple[Job, ResultLayout, wire.Done]] = []
         try:
             frames = link.read()
             if frames is None:
                 self._lost()
                 return
-            self._hear(link, frames)
+            self._hear(link, frames, finished)
         except wire.NONSENSE as error:
             link.distrust(error)
+        # The worker first: it has nothing to do, and to answer a large request takes a while.
         if self._queue:
             self._send()
         elif self._runners > 1:
             self._scale.shrink(len(self._tails), self._loop.time(), self._each_ns / 1e9)
             self._tune()
+        memory = self.area.memory
+        for job, layout, done in finished:
+            job.on_result(memory, job.room, layout, done)
 
-    def _hear(self, link: Link, frames: list[tuple[int, memoryview]]) -> None:
+    def _hear(
+        self,
+        link: Link,
+        frames: list[tuple[int, memoryview]],
+        finished: list[tuple[Job, ResultLayout, wire.Done]],
+    ) -> None:
         under_way, batches, results = self._under_way, self._batches, link.results
         for kind, content in frames:
             if kind == wire.DONE:
@@ -315,7 +325,7 @@ class Instance:
                         batches.pop(seq, None)
                     if done[2] > 1 or not seq % _SAMPLED:
                         self._learn(link, job, done)
-                    job.on_result(self.area.memory, job.room, layout, done)
+                    finished.append((job, layout, done))
             else:
                 self._hear_other(link, kind, content)
 

@@ -6,7 +6,8 @@ Leaves out: when to send and what is under way (providers.instance), the bytes (
 Rules
  * One send takes its runner about SEND_NS at most, unless one request takes longer: what is important, or whose turn
    it is, must not wait for more than that. With several runners a send is one run.
- * Each free runner takes its fair share of what waits, so that none takes it all while another has nothing to do.
+ * A run has a runner's fair share of all requests that wait or run at most. A runner that took all that waits would be
+   busy for long, and the others with little; then they would take turns at that.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 SEND_NS = 1_000_000
 
 
-def take(queue: Queue, link: Link, *, each_ns: float, free: int, now: float) -> list[list[Job]]:
+def take(queue: Queue, link: Link, *, each_ns: float, fair: int, now: float) -> list[list[Job]]:
     """Take the next send out of the queue.
 
     Args:
         queue: what waits.
         link: the worker; layouts that it does not know are announced to it.
         each_ns: what a request costs, about; 0: not known.
-        free: runners that have nothing to do, this one included.
+        fair: requests of one run at most.
         now: on the clock of deadlines.
 
     Returns: the runs in order, each of one request or of several; empty if nothing waits.
@@ -41,7 +42,7 @@ def take(queue: Queue, link: Link, *, each_ns: float, free: int, now: float) -> 
     while sent < most and (first := queue.pop(now)) is not None:
         jobs = [first]
         if queue:
-            jobs += _company(queue, link, first, free, now)
+            jobs += _company(queue, link, first, fair, now)
         for index, job in enumerate(jobs):
             if job.layout.known_to is link:  # nearly always
                 continue
@@ -91,12 +92,12 @@ def _most_requests(link: Link, each_ns: float) -> int:
     return min(wire.MAX_RUNS_PER_FRAME, int(SEND_NS / each_ns)) if each_ns else wire.MAX_RUNS_PER_FRAME
 
 
-def _company(queue: Queue, link: Link, job: Job, free: int, now: float) -> list[Job]:
+def _company(queue: Queue, link: Link, job: Job, fair: int, now: float) -> list[Job]:
     """Those that wait and go into the same run as this one."""
     rows, curve = job.layout.rows, job.layout.curve
     max_rows = link.proof.max_batch
     if curve is None or not 0 < 2 * rows <= max_rows:
         return []
-    share = min(-(-(len(queue) + 1) // free), max_rows // rows, wire.MAX_RUNS_PER_FRAME)
+    share = min(len(queue) + 1, fair, max_rows // rows, wire.MAX_RUNS_PER_FRAME)
     size = curve.choose(share)
     return queue.company(job, size - 1, now) if size > 1 else []
