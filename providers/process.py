@@ -19,7 +19,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from providers import wire
+from providers import sandbox, wire
 from skerry.terms import KIB
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Process:
 
     def let_go(self) -> None:
         """This model does not need it any more, and has closed its channels."""
+        sandbox.step_back(self.pid)
         self._kill()
 
 

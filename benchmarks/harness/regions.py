@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from harness.daemon import Daemon
 
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is
-_EXTENSION = "system_shared_memory"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is
+EXTENSION = "system_shared_memory"
 
 
 @contextlib.contextmanager
@@ -25,9 +25,9 @@ def registered(daemon: Daemon, content: bytes) -> Iterator[Path]:
     Raises:
         BenchError: the daemon does not take any.
     """
-    if not daemon.serves(_EXTENSION):
-        raise BenchError(f"not served: {_EXTENSION} is not among the daemon's extensions")
-    with tempfile.NamedTemporaryFile(prefix="skerry-bench-", dir=_SHARED_MEMORY) as file:
+    if not daemon.serves(EXTENSION):
+        raise BenchError(f"not served: {EXTENSION} is not among the daemon's extensions")
+    with tempfile.NamedTemporaryFile(prefix="skerry-bench-", dir=SHARED_MEMORY) as file:
         file.write(content)
         file.flush()
         region = Path(file.name)

@@ -254,14 +254,15 @@ class _Registering(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_a_tensor_in_shared_memory_is_registered_varied_and_given_back(harness, tmp_path):
-    large, stages, tools = harness("harness.suites.large"), harness("harness.stage"), harness("harness.tools")
+    large, regions = harness("harness.suites.large"), harness("harness.regions")
+    stages, tools = harness("harness.stage"), harness("harness.tools")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Registering) as server:
         server.regions, server.answers, server.daemon_threads = {}, [], True
-        server.shared_memory = large.SHARED_MEMORY
+        server.shared_memory = regions.SHARED_MEMORY
         threading.Thread(target=server.serve_forever).start()
         daemon = SimpleNamespace(
             address=f"tcp:127.0.0.1:{server.server_port}",
-            serves=lambda extension: extension == large._EXTENSION,
+            serves=lambda extension: extension == regions.EXTENSION,
         )
         programs = tools.build_tools(BENCHMARKS, tmp_path / "tools")
         stage = stages.Stage(Path("skerry"), programs, stages.QUICK, tmp_path, lambda _: None)
@@ -279,7 +280,7 @@ def test_a_tensor_in_shared_memory_is_registered_varied_and_given_back(harness, 
     refusing = SimpleNamespace(address="tcp:127.0.0.1:1", serves=lambda _: False)
     with (
         pytest.raises(harness("harness.wire").BenchError, match="not served"),
-        large._registered(refusing, b"x"),
+        regions.registered(refusing, b"x"),
     ):
         pass
 
