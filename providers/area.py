@@ -7,6 +7,7 @@ Rules
  * The memory belongs to the daemon and outlives the worker. It is sealed against shrinking, so that nothing a
    worker does can take a page away under the daemon.
  * A block is read and written by whoever holds the request it was taken for, and by nobody else.
+ * Of the blocks that are free, WARM_BYTES keep their pages at most, those that were used last; small ones do not count.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import os
 
 from providers.arena import Arena
 from skerry.errors import Overloaded, TooLarge
-from skerry.terms import MIB
+from skerry.terms import KIB, MIB
 
 #: Address space of one instance's shared memory. Sparse: only what was written takes memory.
 AREA_BYTES = 256 * MIB
-#: Blocks from this size on give their pages back when they are freed, but for so many bytes: to fault the pages of a
-#: 6 MB request in again took ten times as long as to receive it.
-PUNCH_BYTES = 4 * MIB
+#: To fault the pages of a 6 MB request in again took ten times as long as to receive it: so much stays.
 WARM_BYTES = 16 * MIB
+#: Smaller blocks are not worth looking after. The queue's limit bounds how many there are.
+COUNTED_BYTES = 64 * KIB
 #: Tensors begin at multiples of this, as vector units like them.
 ALIGNMENT = 64
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -50,7 +51,10 @@ class Area:
         self._map = mmap.mmap(self.fd, AREA_BYTES)
         self.memory = memoryview(self._map)
         self._arena = Arena(AREA_BYTES)
-        self._warm_bytes = 0  # of large blocks that were freed with their pages
+        self._warm: dict[
+            int, int
+        ] = {}  # offset -> size of free blocks that have their pages, the oldest first
+        self._warm_bytes = 0
 
     def take(self, size_bytes: int) -> tuple[int, int]:
         """A block of at least `size_bytes`: its offset and its real size.
@@ -65,15 +69,19 @@ class Area:
                 f" got {size_bytes}",
                 "send less at once",
             )
-        offset = self._arena.take(size_bytes)
+        arena = self._arena
+        merges = arena.merges
+        offset = arena.take(size_bytes)
+        if arena.merges != merges:
+            self._cool_down(0)  # the blocks that are known here are not what the arena knows any more
         if offset is None:
             raise Overloaded(
                 f"model {self._label}: expected {size_bytes} bytes of shared memory, got none:"
-                f" {self._arena.taken_blocks} requests hold it",
+                f" {arena.taken_blocks} requests hold it",
             )
-        taken_bytes = self._arena.size_of(offset)
-        if taken_bytes >= PUNCH_BYTES:
-            self._warm_bytes = max(0, self._warm_bytes - taken_bytes)
+        taken_bytes = arena.size_of(offset)
+        if taken_bytes >= COUNTED_BYTES:
+            self._warm_bytes -= self._warm.pop(offset, 0)
         return offset, taken_bytes
 
     def block_bytes(self, offset: int) -> int:
@@ -83,11 +91,19 @@ class Area:
     def give(self, offset: int) -> None:
         """Hand a block back. Views into it are the giver's to have dropped."""
         size_bytes = self._arena.give(offset)
-        if size_bytes < PUNCH_BYTES:
+        if size_bytes < COUNTED_BYTES:
             return
-        if self._warm_bytes + size_bytes <= WARM_BYTES:
-            self._warm_bytes += size_bytes
-        else:
+        self._warm[offset] = size_bytes
+        self._warm_bytes += size_bytes
+        if self._warm_bytes > WARM_BYTES:
+            self._cool_down(WARM_BYTES)
+
+    def _cool_down(self, most_bytes: int) -> None:
+        """Give pages of free blocks back, until those that are left have so many bytes."""
+        while self._warm_bytes > most_bytes:
+            offset = next(iter(self._warm))
+            size_bytes = self._warm.pop(offset)
+            self._warm_bytes -= size_bytes
             self._map.madvise(mmap.MADV_REMOVE, offset, size_bytes)
 
     def close(self) -> None:

@@ -18,9 +18,12 @@ class Arena:
     Args:
         size_bytes: a power of two, at least `smallest`.
         smallest: the least block in bytes, a power of two; every offset is a multiple of it.
+
+    Attributes:
+        merges: how often free blocks were joined with their neighbours.
     """
 
-    __slots__ = ("_free", "_ready", "_smallest_bits", "_taken", "_top", "size_bytes")
+    __slots__ = ("_free", "_ready", "_smallest_bits", "_taken", "_top", "merges", "size_bytes")
 
     def __init__(self, size_bytes: int, smallest: int = 4096) -> None:
         self.size_bytes = size_bytes
@@ -30,6 +33,7 @@ class Arena:
         self._free[self._top].add(0)
         self._ready: list[list[int]] = [[] for _ in range(self._top + 1)]
         self._taken: dict[int, int] = {}
+        self.merges = 0
 
     def take(self, size_bytes: int) -> int | None:
         """The offset of a free block of at least `size_bytes`, or None if there is none."""
@@ -82,6 +86,7 @@ class Arena:
 
     def _merge_all(self) -> None:
         """Put the blocks at hand back among the free ones, each joined with its neighbour as often as possible."""
+        self.merges += 1
         for start, offsets in enumerate(self._ready):
             for given in offsets:
                 offset, order = given, start

@@ -178,31 +178,6 @@ def test_what_will_never_fit_is_too_large_and_not_to_be_tried_again():
     story(tell)
 
 
-def test_a_large_block_gives_its_pages_back_and_a_small_one_keeps_them():
-    async def tell(bench):
-        for size, left in ((2 * areas.WARM_BYTES, b"\0"), (areas.PUNCH_BYTES, b"x"), (4096, b"x")):
-            block, _ = bench.instance.area.take(size)
-            bench.instance.area.memory[block : block + 1] = b"x"
-            bench.instance.area.give(block)
-            assert bytes(bench.instance.area.memory[block : block + 1]) == left
-
-    story(tell)
-
-
-def test_of_many_large_blocks_only_some_stay_warm():
-    async def tell(bench):
-        area = bench.instance.area
-        blocks = [area.take(areas.PUNCH_BYTES)[0] for _ in range(2 * areas.WARM_BYTES // areas.PUNCH_BYTES)]
-        for block in blocks:
-            area.memory[block : block + 1] = b"x"
-        for block in blocks:
-            area.give(block)
-        warm = [block for block in blocks if area.memory[block : block + 1] == b"x"]
-        assert len(warm) == areas.WARM_BYTES // areas.PUNCH_BYTES
-
-    story(tell)
-
-
 def test_requests_that_come_before_there_is_a_worker_wait_for_it():
     async def tell(bench):
         requests = bench.many(3)
