@@ -35,7 +35,7 @@ def status(context: typer.Context, *, as_json: AsJson = False) -> None:
                 ("registry", _registry_line(registry)),
                 ("cache", _cache_line(page.get("cache"))),
                 ("providers", _providers_line(page["providers"])),
-                ("memory", f"{render.size(page['rss_bytes'])}, {_node_memory()}"),
+                ("memory", f"{render.size(page['rss_bytes'])}; {_node_memory()}"),
                 ("gRPC", _grpc_line(page.get("grpc"))),
                 ("home", page["home"] or "the platform's places, see `skerry config show`"),
                 ("socket", str(page["socket"])),
@@ -50,7 +50,7 @@ def _node_memory() -> str:
     import psutil  # noqa: PLC0415 - here only
 
     memory = psutil.virtual_memory()
-    return f"and {render.size(memory.available)} of {render.size(memory.total)} available on this node"
+    return f"{render.size(memory.available)} of {render.size(memory.total)} are free on this node"
 
 
 def _models_line(models: dict[str, Any]) -> str:
