@@ -10,7 +10,8 @@ Rules
  * Sizes are powers of two; what lies between counts for the nearest.
  * An estimate is the second best of the last few runs: they are disturbed upwards, by cold caches, first allocations
    and other processes, and one that is wrong in either direction changes nothing.
- * What was true may change: now and then the sizes above the best one, or the one below, are measured again.
+ * What was true may change, and the size below the best one may have been measured in a slow moment: one run in GLANCE
+   has that size. Now and then the sizes above the best one, or the one below, are found out anew.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ HOPEFUL = 0.97
 LONGEST_TRY_NS = 200_000_000
 #: After so many choices what lies above the best size, or just below, is forgotten and found out again.
 REVIEW = 1000
+#: One run in so many has half of the best size: a few of them show that it is as cheap, if it is.
+GLANCE = 64
 #: Runs of a size that are remembered.
 KEPT = 9
 #: Sizes that are told apart: 1, 2, 4 ... 4096.
@@ -73,6 +76,8 @@ class Curve:
             elif each[index] < CLEAR * each[best]:
                 best = index
         self._review(best)
+        if best and self._choices % GLANCE == 0:
+            return 1 << (best - 1)
         # Between two powers of two the larger one is not known; all that wait is nearer to it than half of them.
         return share if best and best == top else 1 << best
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from providers.costs import LONGEST_TRY_NS, REVIEW, TRIES, Curve
+from providers.costs import GLANCE, LONGEST_TRY_NS, REVIEW, TRIES, Curve
 
 MS = 1_000_000
 
@@ -55,6 +55,17 @@ def test_where_they_do_not_pay_little_is_spent_on_finding_out(cost):
     assert sum(size > 1 for size in sizes) <= TRIES
     assert max(sizes) == 2
     assert sizes[-1] == 1
+
+
+def test_a_size_that_only_looked_better_than_one_measured_in_a_slow_moment_is_left_soon():
+    curve = Curve()
+    for _ in range(TRIES):
+        curve.observe(1, int(1.5 * no_gain(1)))  # something else had the machine
+    live(curve, no_gain, 2, TRIES)
+    assert curve.choose(2) == 2
+    sizes = live(curve, no_gain, 2, 3 * GLANCE)
+    assert sizes[-1] == 1
+    assert sizes.count(2) <= 2 * GLANCE
 
 
 def test_the_best_size_is_found_and_larger_ones_are_left():
