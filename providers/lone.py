@@ -1,7 +1,8 @@
 """Which session runs a request that is alone: all threads or one, learned while such requests run.
 
-Does: one choice per arrangement of inputs, and what all of them together say of the session with all threads.
-Leaves out: the sessions (providers.wide), which runs count (providers.runner), what the load tried (providers.prove).
+Does: one choice per size of inputs, and what all of them together say of the session with all threads.
+Leaves out: the sessions (providers.wide), which runs were disturbed (providers.runner), what the load tried
+(providers.prove).
 
 Rules
  * The first guess is all threads, since the load drops a session that is plainly not worth it; later it is what was
@@ -11,7 +12,11 @@ Rules
  * One trial proves nothing: the sessions change places when WINS trials in a row were clearly quicker. After one that
    was, the next follows soon; after one that was not, they are so rare that they show neither in the 99th percentile
    of the requests nor much in their mean.
- * The first run of a session on an arrangement allocates, and counts for nothing.
+ * A trial that was disturbed, or that came to nothing, is not made up for at once: else a session in which requests
+   fail would be tried by every one of them.
+ * Sizes within a factor of two share a choice, and their times are brought to the same size: a model of sentences has
+   more arrangements than anybody could learn about one by one.
+ * The first run of a session on a size allocates, and counts for nothing.
  * All threads are given up for good if they were never worth it, however often they were tried: their session's memory
    is then of more use elsewhere.
 """
@@ -41,21 +46,26 @@ class Lone:
     """What is known of one worker's two sessions.
 
     Attributes:
-        begins_wide: what the next arrangement begins with: what was found out last for another.
+        begins_wide: what the next size begins with: what was found out last for another.
         given_up: the session with all threads is not needed any more.
     """
 
-    __slots__ = ("_has_paid", "_in_vain", "begins_wide", "given_up")
+    __slots__ = ("_choices", "_has_paid", "_in_vain", "begins_wide", "given_up")
 
     def __init__(self) -> None:
+        self._choices: dict[int, Choice] = {}
         self._has_paid = False
         self._in_vain = 0
         self.begins_wide = True
         self.given_up = False
 
-    def choice(self) -> Choice:
-        """For an arrangement of inputs that is new."""
-        return Choice(self)
+    def choice(self, size_bytes: int) -> Choice:
+        """For requests whose inputs have so many bytes."""
+        bits = size_bytes.bit_length()
+        choice = self._choices.get(bits)
+        if choice is None:
+            choice = self._choices[bits] = Choice(self, 1 << bits)
+        return choice
 
     def judged(self, *, pays: bool, rare: bool) -> None:
         """After a trial, rare or not, whether all threads have been clearly quicker WINS times in a row."""
@@ -67,15 +77,26 @@ class Lone:
 
 
 class Choice:
-    """For requests of one arrangement of inputs. They are alone, so no two of them run at the same time.
+    """For requests of one size, at most `most_bytes`. They are alone, so no two of them run at the same time.
 
     Attributes:
         wide: all threads are quicker, as far as is known.
     """
 
-    __slots__ = ("_interval", "_lone", "_new", "_recent", "_runs", "_wide_wins", "_wins", "wide")
+    __slots__ = (
+        "_interval",
+        "_lone",
+        "_most_bytes",
+        "_new",
+        "_recent",
+        "_runs",
+        "_wide_wins",
+        "_wins",
+        "wide",
+    )
 
-    def __init__(self, lone: Lone) -> None:
+    def __init__(self, lone: Lone, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self.wide = lone.begins_wide
         self._lone = lone
         self._new = {False, True}  # sessions that have not run yet
@@ -89,8 +110,9 @@ class Choice:
         """Which session runs the next request."""
         return self.wide is not self._is_due()
 
-    def observe(self, ns: int, *, wide: bool) -> None:
-        """A run that nothing else of this worker disturbed took `ns`."""
+    def observe(self, ns: int, size_bytes: int, *, wide: bool) -> None:
+        """A run on so many bytes, that nothing else of this worker disturbed, took `ns`."""
+        ns = ns * self._most_bytes // max(1, size_bytes)
         if wide in self._new:
             self._new.remove(wide)
         elif wide is self.wide:
@@ -99,12 +121,24 @@ class Choice:
         elif self._is_due():
             self._judge(ns)
 
+    def spoilt(self, ns: int, size_bytes: int, *, wide: bool) -> None:
+        """A run was disturbed, stopped after `ns`, or failed."""
+        if wide is not self.wide:
+            self._runs = self._wins = 0
+            self._interval = SELDOM
+        elif self._recent:
+            # One that is always stopped would never be compared. It had taken as long as that at least.
+            usual = sorted(self._recent)[len(self._recent) // 2]
+            self.observe(max(ns, usual * size_bytes // self._most_bytes), size_bytes, wide=wide)
+        else:
+            self.observe(ns, size_bytes, wide=wide)
+
     def _is_due(self) -> bool:
         return self._runs >= self._interval
 
     def _judge(self, ns: int) -> None:
         """A trial of the other session took `ns`."""
-        usual = sorted(self._recent)[RECENT // 2]
+        usual = sorted(self._recent)[len(self._recent) // 2]
         is_quicker, is_slower = ns < CLEAR * usual, usual < CLEAR * ns
         is_rare = self._interval >= SELDOM
         self._wins = self._wins + 1 if is_quicker else 0

@@ -132,6 +132,7 @@ def _widen(
             if quiet:
                 break
     except Exception as error:  # noqa: BLE001 - out of memory above all; the first session serves without it
+        give_memory_back()
         return None, msgspec.structs.replace(proof, wide_why=failure(error, 0).message)
     kept = keeps_wide(proof.median_us, timing.median_us, quiet=quiet)
     proof = msgspec.structs.replace(
@@ -154,17 +155,23 @@ def keeps_wide(one_us: float, all_us: float, *, quiet: bool) -> bool:
 
 def _time_watched(wide: Wide, feeds: dict[str, np.ndarray]) -> tuple[probe.Timing, bool]:
     """As `_time`, and whether the threads had the cores that they wanted: where others load, too, all look slow."""
-    waited_ns, began_ns = _waited_ns(), time.perf_counter_ns()
+    before_ns, began_ns = _waited_ns(), time.perf_counter_ns()
     timing = _time(wide.run, wide.session, feeds)
-    return timing, _waited_ns() - waited_ns < DISTURBED_SHARE * (time.perf_counter_ns() - began_ns)
+    after_ns, took_ns = _waited_ns(), time.perf_counter_ns() - began_ns
+    if before_ns is None or after_ns is None:
+        return timing, False
+    return timing, after_ns - before_ns < DISTURBED_SHARE * took_ns
 
 
-def _waited_ns() -> int:
-    """How long the threads of this process have been ready to run, and had no core."""
+def _waited_ns() -> int | None:
+    """How long the threads of this process have been ready to run and had no core; None if nobody tells."""
     waited = 0
-    for thread in os.listdir("/proc/self/task"):  # noqa: PTH208 - pathlib is not imported here
-        with open(f"/proc/self/task/{thread}/schedstat", "rb") as stat:  # noqa: PTH123 - likewise
-            waited += int(stat.read().split()[1])
+    try:
+        for thread in os.listdir("/proc/self/task"):  # noqa: PTH208 - pathlib is not imported here
+            with open(f"/proc/self/task/{thread}/schedstat", "rb") as stat:  # noqa: PTH123 - likewise
+                waited += int(stat.read().split()[1])
+    except OSError:
+        return None
     return waited
 
 

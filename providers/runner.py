@@ -31,7 +31,7 @@ from providers.area import SEALS
 from providers.arrays import numpy_dtype, raw_size, to_array, write_raw
 from providers.lone import Lone
 from providers.prove import failure
-from providers.session import give_memory_back
+from providers.session import give_memory_back, is_out_of_memory
 from providers.shared import Inputs, Outputs
 from skerry.errors import SkerryError
 from skerry.terms import KIB, TensorView
@@ -40,10 +40,13 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from providers.lone import Choice
-    from providers.session import Run, Session
+    from providers.session import Session
     from providers.shared import Regions
     from providers.wide import Wide
+
+    Feeds = dict[str, np.ndarray]
+    #: How one request is run: its layout, its feeds, its RunOptions.
+    OneRun = Callable[["Prepared", Feeds, Any], list[np.ndarray]]
 
 #: Answers of quick models leave together, but none waits longer than this for the next.
 FLUSH_NS = 200_000
@@ -56,7 +59,7 @@ _now = time.perf_counter_ns
 class Prepared:
     """A request layout, ready to become feeds: only offsets are added per request."""
 
-    __slots__ = ("choice", "has_bytes", "names", "problem", "rows", "shared", "targets", "tensors")
+    __slots__ = ("has_bytes", "names", "problem", "rows", "shared", "size_bytes", "targets", "tensors")
 
     def __init__(self, layout: wire.Layout, outputs: dict[str, str], regions: Regions) -> None:
         self.names = layout.outputs or tuple(outputs)
@@ -79,7 +82,7 @@ class Prepared:
             self.problem = error
         shapes = [view.shape for view in layout.tensors]
         self.rows = shapes[0][0] if shapes and shapes[0] else 1
-        self.choice: Choice | None = None  # for those that are alone; made with the first one
+        self.size_bytes = sum(view.size_bytes for view in layout.tensors)
 
 
 #: One request as it is run: seq, offset of its tensors, room for outputs, bytes of that, layout.
@@ -140,6 +143,11 @@ class Common:
         self._answers_fd = answers_fd
         self.writing: threading.Lock | None = None
 
+    def give_wide_up(self) -> None:
+        """Let go of the session with all threads; its memory goes back once nobody runs it."""
+        self.wide = None
+        give_memory_back()
+
     def send(self, kind: int, content: bytes | bytearray) -> None:
         """One frame to the daemon."""
         frame = wire.frame(kind, content)
@@ -191,10 +199,10 @@ class Runner:
             records: of wire.RUN_RECORD.
             layouts: what their layout numbers mean.
         """
-        session = self._common.session
+        run = self._run_spared if self._common.wide is not None else self._run_plainly
         oldest = 0
         for seq, begin, room, room_bytes, number in wire.RUN_RECORD.iter_unpack(records):
-            self._run_one(session.run, (seq, begin, room, room_bytes, layouts[number]))
+            self._run_one((seq, begin, room, room_bytes, layouts[number]), run)
             if len(records) > wire.RUN_RECORD.size and self._done:
                 now = _now()
                 oldest = oldest or now
@@ -206,26 +214,14 @@ class Runner:
     def run_alone(self, records: memoryview, layouts: dict[int, Prepared]) -> None:
         """Run the one request, which may use all cores; arguments as for `run_each`."""
         common = self._common
-        wide, lone = common.wide, common.lone
-        if wide is None:
+        if common.wide is None:
             self.run_each(records, layouts)
             return
         ((seq, begin, room, room_bytes, number),) = wire.RUN_RECORD.iter_unpack(records)
-        prepared = layouts[number]
-        choice = prepared.choice = prepared.choice or lone.choice()
-        is_wide = choice.next_is_wide()
-
-        def learn(ns: int) -> None:
-            if self.begun == common.begun:
-                choice.observe(ns, wide=is_wide)
-
-        run = wide.run if is_wide else common.session.run
-        self._run_one(run, (seq, begin, room, room_bytes, prepared), learn)
+        self._run_one((seq, begin, room, room_bytes, layouts[number]), self._run_learning)
         self._flush()
-        if lone.given_up:
-            common.wide = None
-            del wide, run  # the last that know it
-            give_memory_back()
+        if common.lone.given_up and common.wide is not None:
+            common.give_wide_up()
 
     def run_together(self, records: memoryview, layouts: dict[int, Prepared]) -> None:
         """Run requests that fit as one run; arguments as for `run_each`."""
@@ -238,12 +234,12 @@ class Runner:
                 requests.append((seq, begin, room, room_bytes, layouts[number]))
         if len(requests) < 2 or not self._run_batch(requests):
             for request in requests:
-                self._run_one(self._common.session.run, request)
+                self._run_one(request, self._run_spared)
         self._flush()
 
     # -- runs
 
-    def _run_one(self, run: Run, request: Request, learn: Callable[[int], None] | None = None) -> None:
+    def _run_one(self, request: Request, run: OneRun) -> None:
         common = self._common
         seq, begin, _, _, prepared = request
         begun = _now()
@@ -265,10 +261,8 @@ class Runner:
             if prepared.problem is not None:
                 raise prepared.problem  # noqa: TRY301 - it is answered like any other
             started = _now()
-            arrays = run(prepared.names, feeds, options)
+            arrays = run(prepared, feeds, options)
             ran = _now()
-            if learn is not None:
-                learn(ran - started)
             if ran - started > FLUSH_NS:
                 self._slow = True
             rows = prepared.rows if common.batches else 1
@@ -280,6 +274,42 @@ class Runner:
             else:
                 self._refuse(failure(error, seq))
         self._current = ((), None)
+
+    def _run_plainly(self, prepared: Prepared, feeds: Feeds, options: Any) -> list[np.ndarray]:  # noqa: ANN401 - RunOptions
+        return self._common.session.run(prepared.names, feeds, options)
+
+    def _run_spared(self, prepared: Prepared, feeds: Feeds, options: Any) -> list[np.ndarray]:  # noqa: ANN401 - likewise
+        """Beside a session with all threads, which is given up if this one lacks the memory that it keeps."""
+        common = self._common
+        try:
+            return common.session.run(prepared.names, feeds, options)
+        except Exception as error:
+            if common.wide is None or options.terminate or not is_out_of_memory(error):
+                raise
+        common.give_wide_up()
+        return common.session.run(prepared.names, feeds, options)
+
+    def _run_learning(self, prepared: Prepared, feeds: Feeds, options: Any) -> list[np.ndarray]:  # noqa: ANN401 - likewise
+        """In one session or the other, of which something is learned."""
+        common = self._common
+        choice = common.lone.choice(prepared.size_bytes)
+        is_wide = choice.next_is_wide() and common.wide is not None
+        session = common.wide if is_wide and common.wide is not None else common.session
+        began = _now()
+        try:
+            arrays = session.run(prepared.names, feeds, options)
+        except Exception as error:
+            choice.spoilt(_now() - began, prepared.size_bytes, wide=is_wide)
+            if options.terminate or not is_out_of_memory(error):
+                raise
+        else:
+            learn = choice.observe if self.begun == common.begun else choice.spoilt
+            learn(_now() - began, prepared.size_bytes, wide=is_wide)
+            return arrays
+        # Out of the handler, whose traceback would keep the session that is to go.
+        del session
+        common.give_wide_up()
+        return common.session.run(prepared.names, feeds, options)
 
     def _run_batch(self, requests: list[Request]) -> bool:
         """Whether the run worked, and all of them are answered."""

@@ -55,6 +55,7 @@ _DATATYPES = {
     "double": "FP64",
     "string": "BYTES",
 }
+_NO_MEMORY = re.compile(r"[Ff]ailed to allocate memory|bad_alloc|bad allocation")
 _TENSOR = re.compile(r"tensor\((\w+)\)")
 
 #: Plugins that this process has; a quick model's session is built a second time, with one thread.
@@ -160,6 +161,11 @@ class Session:
             binding.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
         # Past the public wrapper for the same reason as in `run`.
         return functools.partial(self._session._sess.run_with_iobinding, binding._iobinding)  # noqa: SLF001
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether ONNX Runtime, or numpy, says that an allocation failed: it has no error of its own for that."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 def give_memory_back() -> None:

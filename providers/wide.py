@@ -14,7 +14,6 @@ Rules
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 from typing import TYPE_CHECKING
@@ -53,17 +52,18 @@ class Wide:
         """As providers.session.Run."""
         core = _current_core()
         if core != self._core:
-            self._core = core
-            self._leave(core)
+            self._core = core if self._leave(core) else -1
         return self.session.run(names, feeds, run_options)
 
-    def _leave(self, core: int) -> None:
-        """Move the session's threads to the cores that this thread may use, but for this one."""
+    def _leave(self, core: int) -> bool:
+        """Move the session's threads to the cores that this thread may use but for this one; whether there are any."""
         others = os.sched_getaffinity(0) - {core}
-        for thread in self.threads:
-            # Cores may be taken away between the two calls. The threads stay where they are, which only costs time.
-            with contextlib.suppress(OSError):
+        try:
+            for thread in self.threads:
                 os.sched_setaffinity(thread, others)
+        except OSError:  # cores may also be taken away between the two calls; it only costs time
+            return False
+        return True
 
 
 def _threads() -> frozenset[int]:

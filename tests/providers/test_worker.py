@@ -247,18 +247,50 @@ def test_what_a_request_beside_others_takes_teaches_nothing():
         def next_is_wide(self):
             return True
 
-        def observe(self, _, *, wide):
+        def observe(self, _ns, _size, *, wide):
             self.append(wide)
+
+        def spoilt(self, _ns, _size, *, wide):
+            self.append(("spoilt", wide))
 
     wide, seen = Counted(), Seen([None])
     with desk_of_two(Counted(), wide) as (desk, serve):
         serve(wire.RUN, desk.runners[0])
-        desk._layouts[0].choice = seen
+        desk._common.lone = SimpleNamespace(choice=lambda _size: seen, given_up=False)
         serve(wire.ALONE, desk.runners[1])
         assert seen == [None, True]
         wide.meanwhile = lambda: serve(wire.RUN, desk.runners[1])
         serve(wire.ALONE, desk.runners[0])
-        assert seen == [None, True]
+        assert seen == [None, True, ("spoilt", True)]
+
+
+class Starved(Counted):
+    """Has no memory as long as the other session is there."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def run(self, names, feeds, options):
+        if self.other() is not None:
+            raise RuntimeError(
+                "bfc_arena.cc: Failed to allocate memory for requested buffer of size 324000000"
+            )
+        return super().run(names, feeds, options)
+
+
+@pytest.mark.parametrize("kind", [wire.RUN, wire.ALONE])
+def test_a_session_that_lacks_the_memory_of_the_other_gets_it(kind):
+    wides = [Counted()]
+    alive = weakref.ref(wides[0])
+    session = Starved(alive)
+    with desk_of_two(session, wides.pop()) as (desk, serve):
+        if kind == wire.ALONE:
+            desk._common.lone.begins_wide = False
+        serve(kind, desk.runners[0])
+        assert (alive(), session.runs) == (None, 1)
+        serve(wire.ALONE, desk.runners[0])
+        assert session.runs == 2
 
 
 def test_a_session_that_was_given_up_is_let_go_and_requests_go_on(monkeypatch):
