@@ -4,7 +4,9 @@ Does: who leads, who follows, who is left when the leader has ended.
 Leaves out: what an answer is and what is the same (agent.infer, store.cachekey).
 
 Rules
- * Whoever follows needs no time limit of its own: the leader comes first in the queue, and ends before its time does.
+ * Whoever follows needs no time limit of its own: the leader comes first in the queue, and ends before its time does,
+   if only by being told that its own is over.
+ * One user does not follow another into the queue, where the leader may have to wait for its own user's turn.
  * A flight that has ended takes nobody on: what comes then finds the answer in the cache, or leads.
 """
 
@@ -18,10 +20,15 @@ if TYPE_CHECKING:
 
 
 class Request(Protocol):
-    """What can lead or follow. One of the three methods is called on a follower, once, unless it has left."""
+    """What can lead or follow; a job (providers.job), whose `seq` is 0 until the worker has it.
+
+    One of the first three methods is called on a follower, once, unless it has left.
+    """
 
     deadline: float
     priority: int
+    owner: int
+    seq: int
 
     def answer_again(self, tensors: tuple[TensorView, ...], answer: bytes) -> None:
         """The leader's answer is its own, too."""
@@ -31,6 +38,9 @@ class Request(Protocol):
 
     def go_on_alone(self) -> None:
         """The leader was stopped, or never ran; that says nothing about this one."""
+
+    def left_alone(self) -> None:
+        """Nobody follows it any more."""
 
 
 class Flight:
@@ -66,6 +76,8 @@ class Flights:
             return flight
         leader = flight.leader
         if leader.deadline > request.deadline or leader.priority > request.priority:
+            return None
+        if leader.owner != request.owner and not leader.seq:  # it waits, too
             return None
         flight.followers.append(request)
         return flight

@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.sharing import Shared
+from agent.states import State
 from providers.area import ALIGNMENT
 from providers.job import Job, RequestLayout
 from providers.queue import DEFAULT_LEVEL, LEVELS
@@ -314,15 +315,16 @@ class Exchange(Job):
             if flight is not None and flight.leader is not self:
                 return
             version.stats.cache_misses += 1
+            version.stats.cache_miss_us += (time.perf_counter_ns() - self._begun_ns) // 1000
         instance.submit(self)
         self._submitted = True
 
     def go_on_alone(self) -> None:
         """See agent.flights.Request."""
         try:
-            instance = self._instance
-            if instance is None or self.version.instance is not instance:
-                raise self.version.unavailable()
+            instance, version = self._instance, self.version
+            if instance is None or version.instance is not instance or version.state is State.UNLOADING:
+                raise version.unavailable()
             self._run_or_follow(instance)
         except SkerryError as error:
             self.on_error(error)
@@ -386,10 +388,7 @@ class Exchange(Job):
             known = plan.cache_prefix[scope] = prefix, cachekey.in_order(views)
         self._key = cachekey.digest(*known, body)
         found = cache.get(self._key)
-        stats = version.stats
-        looked_us = (time.perf_counter_ns() - self._begun_ns) // 1000
         if found is None:
-            stats.cache_miss_us += looked_us
             return False
         self.answer_again(found.layout, found.payload)
         return True
@@ -428,6 +427,8 @@ class Exchange(Job):
             return  # they want its answer
         if flight is not None and flight.leader is not self:
             flight.followers.remove(self)
+            if not flight.followers:
+                flight.leader.left_alone()
         if self._submitted and self._instance is not None:
             self._instance.cancel(self)  # on_error is called, and lets go of everything
         else:
@@ -448,7 +449,7 @@ class Exchange(Job):
         if plan.answer_layout is not layout and not _is_answer_to(plan, version, layout):
             self.on_error(InternalError(f"model {version.label}: its worker answered with other outputs"))
             return
-        if self._key is not None:
+        if self._key is not None and (self._flight is not None or layout.size_bytes <= MAX_ANSWER_BYTES):
             self._share(layout.tensors, bytes(payload))
         if self._client is None:
             stats.canceled += 1
@@ -480,8 +481,15 @@ class Exchange(Job):
     def on_late(self, error: SkerryError) -> None:
         """Answer now; the memory stays the worker's until it is done with it. See Job."""
         client, self._client = self._client, None
+        for follower in self._land():
+            follower.go_on_alone()
         if client is not None:
             client.refuse(error)
+
+    def left_alone(self) -> None:
+        """See agent.flights.Request."""
+        if self._client is None:
+            self.abandon()
 
     def _encode(self, plan: Plan, layout: ResultLayout, payload: memoryview) -> None:
         version = self.version

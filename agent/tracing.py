@@ -199,7 +199,8 @@ class TracedExchange(Exchange):
     def on_error(self, error: SkerryError) -> None:
         """See Job."""
         super().on_error(error)
-        self._tell((("QUEUE_START", self._queued_ns),))
+        if self._submitted:
+            self._tell((("QUEUE_START", self._queued_ns),))
 
     def _tell(self, inner: tuple[tuple[str, int], ...]) -> None:
         stamps = (("REQUEST_START", self._begun_ns), *inner, ("REQUEST_END", time.perf_counter_ns()))

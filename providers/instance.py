@@ -134,8 +134,7 @@ class Instance:
             self._wait(job)
         else:
             self._send_alone(link, self._lone_kind, job)
-        if self._timer is None or job.deadline < self._timer.when():
-            self._wake_at(job.deadline)
+        self._wake_by(job.deadline)
 
     def _wait(self, job: Job) -> None:
         if len(self._queue) + len(self._under_way) >= self.queue_limit:
@@ -259,8 +258,8 @@ class Instance:
     def _is_gathering(self, link: Link, now: float) -> bool:
         """Whether what waits goes on waiting for company; then the timer is set for its end."""
         until = sends.gathers_until(self._queue, link.proof.max_batch, self._delay_s)
-        if until > now and (self._timer is None or until < self._timer.when()):
-            self._wake_at(until)
+        if until > now:
+            self._wake_by(until)
         return until > now
 
     def _make_room(self, job: Job) -> None:
@@ -288,17 +287,24 @@ class Instance:
                 self._lost()
                 return
             self._hear(link, frames, finished)
+            # The worker first: it has nothing to do, and to answer a large request takes a while.
+            if self._queue:
+                self._send()
+            elif self._runners > 1:
+                self._scale.shrink(len(self._tails), self._loop.time(), self._each_ns / 1e9)
+                self._tune()
         except wire.NONSENSE as error:
             link.distrust(error)
-        # The worker first: it has nothing to do, and to answer a large request takes a while.
-        if self._queue:
-            self._send()
-        elif self._runners > 1:
-            self._scale.shrink(len(self._tails), self._loop.time(), self._each_ns / 1e9)
-            self._tune()
-        memory = self.area.memory
-        for job, layout, done in finished:
-            job.on_result(memory, job.room, layout, done)
+        finally:
+            for job, layout, done in finished:
+                self._tell(job, layout, done)
+
+    def _tell(self, job: Job, layout: ResultLayout, done: wire.Done) -> None:
+        try:
+            job.on_result(self.area.memory, job.room, layout, done)
+        except Exception as error:  # noqa: BLE001 - the others have nothing to do with it
+            context = {"message": f"model {self.label}: an answer could not be given", "exception": error}
+            self._loop.call_exception_handler(context)
 
     def _hear(
         self,
@@ -415,8 +421,9 @@ class Instance:
                     job.on_late(self.late())
         waiting = [earliest, self._check_stopped(now)]
         waiting += [job.deadline for job in self._under_way.values() if not job.stopped]
+        # Those that were told may have submitted others meanwhile, and set the timer for them.
         if (when := min(waiting)) < math.inf:
-            self._wake_at(when)
+            self._wake_by(when)
         if self._delay_s and self._queue:
             self._send()
 
@@ -460,6 +467,10 @@ class Instance:
             self.cut_off()
             return math.inf
         return look_s
+
+    def _wake_by(self, when: float) -> None:
+        if self._timer is None or when < self._timer.when():
+            self._wake_at(when)
 
     def _wake_at(self, when: float) -> None:
         if self._timer is not None:

@@ -1,5 +1,6 @@
 """Requests for the same answer while it is being made: one run, and what becomes of those that waited for it."""
 
+import contextlib
 import os
 import signal
 
@@ -16,9 +17,11 @@ LONG = 100_000_000
 
 
 class Request:
-    def __init__(self, deadline=10.0, priority=2):
+    def __init__(self, deadline=10.0, priority=2, owner=0, seq=0):
         self.deadline = deadline
         self.priority = priority
+        self.owner = owner
+        self.seq = seq
 
 
 def test_the_first_leads_and_the_next_follow():
@@ -39,6 +42,16 @@ def test_nobody_follows_a_leader_that_may_end_later_or_begin_later():
     assert flights.join(b"key", Request(deadline=9.0)) is None
     assert flights.join(b"key", Request(priority=1)) is None
     assert flights.join(b"key", Request(priority=3)) is not None
+
+
+def test_one_user_follows_another_only_into_the_worker():
+    flights = Flights()
+    leader = Request(owner=1)
+    flight = flights.join(b"key", leader)
+    assert flights.join(b"key", Request(owner=2)) is None
+    assert flights.join(b"key", Request(owner=1)) is flight
+    leader.seq = 7
+    assert flights.join(b"key", Request(owner=2)) is flight
 
 
 def test_a_flight_that_ended_is_not_joined_and_does_not_end_the_next():
@@ -151,3 +164,37 @@ def test_requests_of_a_model_that_remembers_nothing_are_all_run():
             in_progress(node, 2)
             assert [answer_of(sock)[0] for sock in (one, two)] == [200, 200]
         assert difference(before, counted(node))[0] == 2
+
+
+@pytest.fixture
+def narrow():
+    """A node whose model runs one request at a time."""
+    with temporary_node() as node:
+        warm = [{"inputs": {"iterations": [1]}}]
+        node.add(zoo.slow_model(64), "slow", cache=CACHED, instances=1, threads=1, warmup=warm)
+        yield node.start()
+
+
+@pytest.mark.parametrize("before", [1, 2], ids=["sent ahead", "in the queue"])
+def test_who_follows_one_that_runs_out_of_time_keeps_its_own(narrow, before):
+    with contextlib.ExitStack() as stack:
+        for number in range(before):
+            stack.enter_context(begin_work(narrow, LONG + 1 + number, timeout=20_000_000))
+            in_progress(narrow, number + 1)
+        leader = stack.enter_context(begin_work(narrow, LONG, timeout=300_000))
+        in_progress(narrow, before + 1)
+        follower = stack.enter_context(begin_work(narrow, LONG, timeout=600_000))
+        for sock in (leader, follower):
+            sock.settimeout(10)  # and not when what is before them ends
+            assert answer_of(sock)[0] == 503
+
+
+def test_a_run_that_nobody_waits_for_any_more_is_stopped(narrow):
+    leader = begin_work(narrow, LONG, timeout=25_000_000)
+    in_progress(narrow, 1)
+    follower = begin_work(narrow, LONG, timeout=26_000_000)
+    in_progress(narrow, 2)
+    leader.close()
+    assert row(narrow, "slow")["leases"] == 2  # it leads
+    follower.close()
+    until(lambda: row(narrow, "slow")["leases"] == 0, "the run's end", 10)

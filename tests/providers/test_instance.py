@@ -178,6 +178,37 @@ def test_what_will_never_fit_is_too_large_and_not_to_be_tried_again():
     story(tell)
 
 
+@pytest.mark.parametrize("told", ["on_result", "on_error"])
+def test_a_request_that_cannot_be_told_takes_nobody_along(told):
+    async def tell(bench):
+        worker = bench.hire()
+        first, second = bench.many(2)
+        broken, fine = (first, second) if told == "on_result" else (second, first)
+
+        class Broken(type(first)):
+            pass
+
+        def tell_and_raise(self, *arguments):
+            getattr(type(fine), told)(self, *arguments)
+            raise MemoryError
+
+        setattr(Broken, told, tell_and_raise)
+        broken.__class__ = Broken
+        worker.layout(0, OUTPUT)
+        if told == "on_result":
+            worker.done(first.seq, second.seq)
+        else:
+            failure = wire.encode(wire.Failure("no", "", second.seq, "execution"))
+            worker.tell(
+                wire.frame(wire.DONE, done_record(first.seq, 0, 1000)) + wire.frame(wire.ERROR, failure)
+            )
+        await bench.until_ended(first, second)
+        assert fine.result
+        bench.problems.clear()
+
+    story(tell)
+
+
 def test_requests_that_come_before_there_is_a_worker_wait_for_it():
     async def tell(bench):
         requests = bench.many(3)
