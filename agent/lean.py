@@ -5,7 +5,8 @@ modules that were needed once; have the C library give memory back.
 Leaves out: when that is (agent.start), what the daemon imports itself.
 
 Rules
- * Nothing is missing afterwards: whoever imports `ssl` or `typing_extensions` later gets the real one.
+ * Whoever imports `ssl` or `typing_extensions` later gets the real one. What asyncio and uvloop know of TLS, and the
+   digests that only OpenSSL has, are not there for the rest of this process.
  * What is left out here is optional in the library that is imported, or, where that is not so, replaced by a name.
  * Only the daemon's own process calls this.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -59,12 +61,23 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _has_own_digests() -> bool:
+    """Whether this Python was built with digests of its own: some distributions leave all to OpenSSL."""
+    found = {
+        name for name in ("_md5", "_sha1", "_sha256", "_sha512", "_sha2") if importlib.util.find_spec(name)
+    }
+    return {"_md5", "_sha1"} <= found and ("_sha2" in found or {"_sha256", "_sha512"} <= found)
+
+
 def import_libraries() -> None:
     """Import what would otherwise bring more than it needs."""
     # OpenSSL costs 5 MB, for TLS that the daemon does not speak and for digests that it computes elsewhere when they
     # are long (store.sealer). asyncio and hashlib can do without, as in a Python that was built without it; uvloop
     # only looks names up.
-    with _standing_in({"ssl": _ABSENT, "_hashlib": _ABSENT}):
+    absent: dict[str, ModuleType | None] = {"ssl": _ABSENT}
+    if _has_own_digests():
+        absent["_hashlib"] = _ABSENT
+    with _standing_in(absent):
         import asyncio  # noqa: F401, PLC0415 - that is what this is for
         import hashlib  # noqa: F401, PLC0415 - likewise
     with _standing_in({"ssl": _Names("ssl")}), contextlib.suppress(ImportError):  # not on every system

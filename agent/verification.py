@@ -58,5 +58,7 @@ async def verify(
     finally:
         if child.poll() is None:  # too late, or the daemon stops
             child.kill()
-            child.wait()
+            await asyncio.shield(
+                asyncio.to_thread(child.wait)
+            )  # on a disk that hangs, it takes a while to die
     return listing.parse(output)

@@ -285,6 +285,7 @@ def _copy_apart(source: int, copy: int, limit_bytes: int) -> Content:
         capture_output=True,
         text=True,
         pass_fds=(source, copy),
+        start_new_session=True,  # a terminal's Ctrl-C is for the daemon, which decides when its children end
         check=False,
     )
     if done.returncode:

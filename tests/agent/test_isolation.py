@@ -422,3 +422,18 @@ def test_the_listener_can_be_handed_to_the_next_daemon(node):
             ready(node, "slow")
             assert work(node, 2) == (200, 2.0)
             assert node.stop() == 0
+
+
+def test_a_python_without_digests_of_its_own_keeps_openssl_for_them():
+    code = """
+import sys
+for name in ("_md5", "_sha1", "_sha2", "_sha3", "_sha256", "_sha512"):
+    sys.modules[name] = None
+from agent import lean
+lean.import_libraries()
+import hashlib, random
+print(hashlib.sha256(b"").hexdigest()[:8], "_hashlib" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["e3b0c442", "True"]
+    assert done.stderr == ""
