@@ -17,10 +17,13 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from agent import residency
 from agent.clock import wall
@@ -75,10 +78,14 @@ def reason_of(error: Exception) -> str:
     return "; ".join(str(error).split("\nhint: "))
 
 
-def _was_proved(record: dict[str, Any]) -> bool:
-    """Whether this placement was one on the CPU provider."""
+def _is_cpu(device: EpDevice | None) -> bool:
+    return device is not None and placement.is_reference(device)
+
+
+def _was_proved(record: dict[str, Any], probe: str) -> bool:
+    """Whether this placement was one on the CPU provider, by this probe."""
     accepted = record.get("accepted")
-    if accepted is None:
+    if accepted is None or record.get("probe") != probe:
         return False
     step = record["steps"][accepted]
     return bool(step["route"] == "builtin" and step["kind"] == DeviceKind.CPU)
@@ -216,6 +223,8 @@ class Loader:
         version.max_batch = proof.max_batch
         version.quick = is_quick(version, proof)
         version.group = placed.group
+        # Where it could not be loaded, it may have ended what others run in.
+        version.alone = version.alone or bool(job.group and not placed.group and _is_cpu(placed.device))
         version.instance = instance
         instance.attach(worker.process, worker.channels, proof)
         return ""
@@ -227,6 +236,10 @@ class Loader:
             Unavailable, StorageFailed, OSError: the node's doing; try again later.
             SkerryError: it does not load there any more.
         """
+        async with self._place_in_the_queue():
+            return await self._start_again(version, instance, device)
+
+    async def _start_again(self, version: Version, instance: Instance, device: EpDevice) -> Started:
         with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
             job = self._job(version, instance, model_fd)
             if version.alone or not version.group:
@@ -265,11 +278,18 @@ class Loader:
             timeout_s=workers.load_timeout_s,
             fork=workers.start == "fork",
             group="" if version.alone else manifest.group,
-            was_proved=_was_proved(self._recorded(version)),
+            was_proved=_was_proved(self._recorded(version), self._probe_of(version)),
         )
 
     def _open(self, version: Version) -> int:
         return self._blobs.open_sealed(version.entry.digest, version.entry.size_bytes)
+
+    def _probe_of(self, version: Version) -> str:
+        """What a model has to go through to be proved, in short: another core, other samples, another probe."""
+        manifest = version.entry.manifest
+        core = self._discovery.result().onnxruntime if self._discovery.done() else ""
+        asked = core, manifest.threads, manifest.batching, manifest.golden, manifest.warmup
+        return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:16]
 
     def _recorded(self, version: Version) -> dict[str, Any]:
         """How this file was last placed, perhaps by a daemon before this one; empty if it never was."""
@@ -283,6 +303,7 @@ class Loader:
             "placed_unix": wall(),
             "accepted": len(steps) - 1 if placed.worker is not None else None,
             "memory_bytes": version.memory_bytes,
+            "probe": self._probe_of(version),
             "steps": steps,
         }
         try:

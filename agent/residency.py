@@ -55,7 +55,12 @@ def private_bytes(pid: int) -> int:
 
 def measure(process: Process, instance: Instance) -> int:
     """What unloading this instance gives back, in bytes; of a worker that models share, about."""
-    return shared_bytes(instance) + int(private_bytes(process.pid) * process.share)
+    return shared_bytes(instance) + _part(process, private_bytes(process.pid))
+
+
+def _part(process: Process, private: int) -> int:
+    """Of a worker's memory, what would go back with one model."""
+    return int(max(0, private - process.common_bytes) * process.share)
 
 
 def shared_bytes(instance: Instance) -> int:
@@ -191,7 +196,7 @@ class Residency:
         for version, instance, process in loaded:
             private = sizes.get(process.pid, 0) if process is not None else 0
             if private and process is not None and version.instance is instance:
-                version.memory_bytes = shared_bytes(instance) + int(private * process.share)
+                version.memory_bytes = shared_bytes(instance) + _part(process, private)
 
     # -- the configuration and the keep-alive
 

@@ -25,7 +25,9 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from providers import prove, sandbox, wire, worker
+from providers.area import AREA_BYTES
 from providers.session import give_memory_back
+from skerry.terms import MIB
 
 if TYPE_CHECKING:
     import mmap
@@ -35,7 +37,9 @@ _MAX_DESCRIPTORS = 4096
 #: The interpreter's lock passes from one model's thread to another's: by default it is asked for after 5 ms only.
 _SWITCH_INTERVAL_S = 0.0002
 #: ONNX Runtime builds and proves sessions in these threads.
-_STACK_BYTES = 8 * 1024 * 1024
+_STACK_BYTES = 8 * MIB
+#: Address space that a model takes before its session: its area, stacks, and the heaps of its threads.
+_ENTRANCE_BYTES = AREA_BYTES + 256 * MIB
 
 
 class Host:
@@ -43,6 +47,7 @@ class Host:
 
     def __init__(self) -> None:
         self._loading = threading.Lock()
+        self._capping = threading.Lock()
         self._cap_bytes = 0
 
     def serve(self, door: socket.socket) -> None:
@@ -52,9 +57,14 @@ class Host:
             if not packet:
                 return
             if len(descriptors) < wire.DESCRIPTORS:
-                _turn_away(descriptors)
+                _turn_away(descriptors, "no descriptors are left")
                 continue
-            worker.start_thread(self._take_in, *descriptors, stack_bytes=_STACK_BYTES)
+            self._allow(_ENTRANCE_BYTES)
+            try:
+                worker.start_thread(self._take_in, *descriptors, stack_bytes=_STACK_BYTES)
+            except RuntimeError as error:  # the system makes no more threads
+                self._allow(-_ENTRANCE_BYTES)
+                _turn_away(descriptors, str(error))
 
     def _take_in(self, *descriptors: int) -> None:
         try:
@@ -71,10 +81,10 @@ class Host:
         allowed: list[int] = []
 
         def load(spec: wire.Spec, area: mmap.mmap, model_fd: int) -> prove.Proved:
+            allowed.append(spec.memory_bytes)
+            self._allow(spec.memory_bytes)
             with self._loading:
                 sandbox.drop(spec.working_directory, _MAX_DESCRIPTORS)
-                allowed.append(spec.memory_bytes)
-                self._allow(spec.memory_bytes)
                 return prove.load(spec, area, model_fd)
 
         # The daemon may let go of a model in the middle of anything.
@@ -84,14 +94,13 @@ class Host:
                 _serve(desk)
         os.close(requests_fd)
         os.close(answers_fd)
-        if allowed:
-            with self._loading:
-                self._allow(-sum(allowed))
+        self._allow(-sum(allowed) - _ENTRANCE_BYTES)
 
     def _allow(self, more_bytes: int) -> None:
-        """Change the cap; holds `_loading`."""
-        self._cap_bytes = (self._cap_bytes or sandbox.address_space_bytes()) + more_bytes
-        sandbox.adjust_memory(self._cap_bytes)
+        """Change the cap."""
+        with self._capping:
+            self._cap_bytes = (self._cap_bytes or sandbox.address_space_bytes()) + more_bytes
+            sandbox.adjust_memory(self._cap_bytes)
 
 
 def _serve(desk: worker.Desk) -> None:
@@ -101,11 +110,11 @@ def _serve(desk: worker.Desk) -> None:
         desk.join()  # their descriptors must not become another model's under them
 
 
-def _turn_away(descriptors: list[int]) -> None:
-    """Not all of a model's descriptors found room here; the first of them is where to say so."""
+def _turn_away(descriptors: list[int], why: str) -> None:
+    """There is no room for a model here; the first of its descriptors is where to say so."""
     if descriptors:
         with socket.socket(fileno=descriptors[0]) as control:
-            refusal = wire.Failure("the worker of its group has no descriptors left")
+            refusal = wire.Failure(f"the worker of its group has no room for it: {why}")
             control.send(wire.FAILED + wire.encode(refusal))
     for descriptor in descriptors[1:]:
         os.close(descriptor)

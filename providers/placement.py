@@ -67,7 +67,7 @@ class Job:
     runners: int = 1  # runs at the same time, at most
     max_batch: int = 1  # rows of one run; 0: as the worker thinks right
     group: str = ""  # the models that it shares a worker with; empty: none
-    was_proved: bool = False  # the CPU provider was accepted for it on this node before
+    was_proved: bool = False  # the CPU provider was accepted on this node before, by the same probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,12 @@ class Placed:
 
 async def place(launcher: Launcher, candidates: Sequence[Candidate], job: Job) -> Placed:
     """Try `candidates` in order until one is accepted. The job's descriptors are borrowed."""
+    alone = replace(job, group="")
     if job.group and job.was_proved:
         placed = await _try_each(launcher, candidates, job)
-        if placed.worker is not None:
-            return placed
-        # What happens in a shared worker need not be its own doing.
-    placed = await _try_each(launcher, candidates, replace(job, group=""))
+        # What happens in a shared worker need not be its own doing; but it is not tried there twice.
+        return placed if placed.worker is not None else await _try_each(launcher, candidates, alone)
+    placed = await _try_each(launcher, candidates, alone)
     if job.group and placed.device is not None and is_reference(placed.device):
         return await _move_in(launcher, placed, job)
     return placed

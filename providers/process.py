@@ -20,7 +20,7 @@ import socket
 from typing import TYPE_CHECKING, Protocol
 
 from providers import sandbox, wire
-from skerry.terms import KIB
+from skerry.terms import KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -81,9 +81,11 @@ class Process:
     Attributes:
         tenant: what runs in there, once it does.
         share: the part of its private memory that is this model's, 0 to 1.
+        common_bytes: what of that memory is nobody's: it goes back with the last model only.
     """
 
     share = 1.0
+    common_bytes = 0
 
     def __init__(self, pid: int, kill: Callable[[], None], exited: asyncio.Future[int]) -> None:
         self.pid = pid
@@ -184,6 +186,8 @@ class Group:
 
 class _Member(Process):
     """One model's part in a shared process."""
+
+    common_bytes = 5 * MIB  # of a forked worker without a model
 
     def __init__(self, group: Group, pid: int, weight: int) -> None:
         super().__init__(pid, group.kill, asyncio.get_running_loop().create_future())

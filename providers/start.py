@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from providers import wire
-from providers.process import describe_exit
+from providers.process import WITH_GROUP, WITH_ZYGOTE, describe_exit
 from skerry.errors import ConfigError, ExecutionFailed, Unavailable
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
 
     Raises:
         ExecutionFailed: it could not load the model; the message says why, or which signal ended it.
-        Unavailable: this node has no descriptors, processes or memory left for another worker.
+        Unavailable: this node has no descriptors, processes or memory left for another worker, or the worker went
+            with others that it shared a process with.
     """
     packet = wire.encode(spec)
     if len(packet) > wire.MAX_PACKET_BYTES:
@@ -158,9 +159,16 @@ async def _launch(
 async def _first_word(control: socket.socket, spec: bytes, process: Process) -> wire.Proof:
     control.setblocking(False)  # noqa: FBT003 - the standard library's signature
     control.send(spec)
-    word = await asyncio.get_running_loop().sock_recv(control, wire.MAX_PACKET_BYTES)
+    try:
+        word = await asyncio.get_running_loop().sock_recv(control, wire.MAX_PACKET_BYTES)
+    except ConnectionResetError:  # it ended before it had read what it was sent
+        word = b""
     if not word:
-        raise ExecutionFailed(f"its worker {describe_exit(await process.exited)} while it loaded the model")
+        status = await process.exited
+        how = f"its worker {describe_exit(status)} while it loaded the model"
+        if status in {WITH_GROUP, WITH_ZYGOTE}:
+            raise Unavailable(how, "send it again")  # no doing of this model
+        raise ExecutionFailed(how)
     if word[:1] == wire.FAILED:
         failure = wire.decode_failure(word[1:])
         raise ExecutionFailed(failure.message, failure.hint)

@@ -78,19 +78,20 @@ def open_desk(  # noqa: PLR0913, PLR0917 - what a worker is given, in its order
     Raises:
         EOFError, BrokenPipeError: the daemon has closed its ends.
     """
-    packet = control.recv(wire.MAX_PACKET_BYTES)
-    if not packet:
-        raise EOFError("the daemon has given this model up")
-    spec = wire.decode_spec(packet)
-    area = mmap.mmap(area_fd, 0)
-    os.close(area_fd)
     try:
-        proved = load(spec, area, model_fd)
-        word = _ready(proved.proof)
-    except BaseException as error:  # noqa: BLE001 - ORT raises what it likes, and all of it means "does not load"
-        control.send(wire.FAILED + wire.encode(prove.failure(error, 0)))
-        return None
+        packet = control.recv(wire.MAX_PACKET_BYTES)
+        if not packet:
+            raise EOFError("the daemon has given this model up")
+        spec = wire.decode_spec(packet)
+        try:
+            area = mmap.mmap(area_fd, 0)
+            proved = load(spec, area, model_fd)
+            word = _ready(proved.proof)
+        except BaseException as error:  # noqa: BLE001 - ORT raises what it likes, and all of it means "does not load"
+            control.send(wire.FAILED + wire.encode(prove.failure(error, 0)))
+            return None
     finally:
+        os.close(area_fd)
         os.close(model_fd)
     control.send(word)
     if spec.kind != "serve":

@@ -259,6 +259,98 @@ async def test_a_replacement_that_cannot_share_is_made_alone(made):
     assert version(made, "one").group == ""
 
 
+async def crashed(made, name):
+    """The worker crashes while this model, and no other, has a request in there."""
+    before = pid(made, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(version(made, name).instance, "is_busy", lambda: True)
+        os.kill(before, signal.SIGSEGV)
+        await until(lambda: version(made, name).state != "READY" or pid(made, name) != before, "its end")
+
+
+@run
+async def test_who_is_lost_with_the_others_while_it_loads_is_not_to_blame(made):
+    names = ["one", "two", "three"]
+    for name in names:
+        made.put(zoo.add(1), name, **SMALL)
+    await made.follow()
+    join, joined = made.launcher.join, []
+
+    async def join_and_lose(*arguments, **options):
+        joined.append(await join(*arguments, **options))
+        if len(joined) == 2:
+            joined[0].kill()  # as for a run of its that does not stop
+        return joined[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.launcher, "join", join_and_lose)
+        await crashed(made, "two")
+        await until(lambda: len(joined) >= 3, "another attempt")
+        await recovered(made, *names)
+    assert sum(bool(version(made, name).crashes) for name in ("one", "three")) <= 1
+    assert sum(version(made, name).group == "small" for name in ("one", "three")) >= 1
+
+
+@run
+async def test_many_that_come_back_at_once_find_room(made):
+    made.configure()
+    names = [f"m{place}" for place in range(12)]
+    warm = [{"inputs": {"iterations": [3_000]}}]
+    for name in names:
+        made.put(zoo.slow_model(64), name, warmup=warm, limits={"memory": "64MiB"}, **SMALL)
+    await made.follow()
+    assert len({pid(made, name) for name in names}) == 1
+    await crashed(made, "m0")
+    await recovered(made, *names)
+    assert [bool(version(made, name).crashes) for name in names] == [True] + [False] * 11
+    assert len({pid(made, name) for name in names[1:]}) == 1
+
+
+@run
+async def test_a_model_that_ends_its_group_when_it_loads_there_does_so_once(made):
+    made.put(zoo.add(1), "one", **SMALL)
+    made.put(zoo.add(2), "bad", **SMALL)
+    await made.follow()
+    lost, joins = [], []
+    join, on_lost = made.launcher.join, made.table._recovery.on_lost
+
+    async def join_and_crash(*arguments, **options):
+        worker = await join(*arguments, **options)
+        joins.append(worker)
+        if version(made, "bad").state == "LOADING" and version(made, "one").state == "READY":
+            os.kill(worker.pid, signal.SIGSEGV)
+        return worker
+
+    def note(version, status):
+        lost.append((version.name, status))
+        on_lost(version, status)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.launcher, "join", join_and_crash)
+        patch.setattr(made.table._recovery, "on_lost", note)
+        for _ in range(3):
+            await made.table.unload("bad")
+            await recovered(made, "one")
+            await made.table.load("bad")
+            assert await made.ask("bad") == 3.0
+            await recovered(made, "one")
+    assert lost == [("one", process.WITH_GROUP)]
+    assert version(made, "one").crashes == []
+    assert (version(made, "bad").alone, version(made, "bad").group) == (True, "")
+
+
+@run
+async def test_new_samples_are_proved_in_a_worker_of_its_own_first(made):
+    made.put(zoo.add(1), "one", **SMALL)
+    made.put(zoo.int32_div(), "div", warmup=[{"inputs": {"x": [6], "y": [2]}}], **SMALL)
+    await made.follow()
+    before = pid(made, "one")
+    made.put(zoo.int32_div(), "div", warmup=[{"inputs": {"x": [INT32_MIN], "y": [-1]}}], **SMALL)
+    await made.follow()
+    assert "SIGFPE" in version(made, "div").reason
+    assert (pid(made, "one"), await made.ask("one")) == (before, 2.0)
+
+
 @pytest.fixture
 def node():
     with temporary_node() as node:

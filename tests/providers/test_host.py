@@ -138,7 +138,7 @@ def test_memory_is_capped_for_all_together_and_only_while_they_are_there(shop):
     one = shop.start(zoo.add(1), group="small", memory_bytes=GIB)
     alone = cap(one.pid)
     two = shop.start(zoo.add(2), group="small", memory_bytes=GIB // 2)
-    assert cap(one.pid) == alone + GIB // 2
+    assert cap(one.pid) == alone + GIB // 2 + host._ENTRANCE_BYTES
     two.started.end()
     assert eventually(lambda: cap(one.pid) == alone)
     with pytest.raises(ExecutionFailed):
@@ -149,12 +149,12 @@ def test_memory_is_capped_for_all_together_and_only_while_they_are_there(shop):
 def test_a_model_whose_descriptors_found_no_room_is_told_so(monkeypatch):
     ours, theirs = host.socket.socketpair(host.socket.AF_UNIX, host.socket.SOCK_SEQPACKET)
     spare = os.dup(0)
-    host._turn_away([theirs.detach(), spare])
+    host._turn_away([theirs.detach(), spare], "no descriptors are left")
     with ours:
-        assert b"no descriptors left" in ours.recv(4096)
+        assert b"no descriptors are left" in ours.recv(4096)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(spare)
-    host._turn_away([])
+    host._turn_away([], "no descriptors are left")
 
 
 def test_an_error_that_nobody_thought_of_ends_the_process(monkeypatch, capfd):
