@@ -133,7 +133,10 @@ def main() -> None:
     # What exists now lives for ever; the collector of a child must not touch, and so copy, its pages.
     gc.collect()
     gc.freeze()
-    daemon.send(wire.encode(wire.Started(0, os.getpid())))
+    try:
+        daemon.send(wire.encode(wire.Started(0, os.getpid())))
+    except BrokenPipeError:  # the daemon could not start, and has said why
+        return
     Zygote(daemon).serve()
 
 
