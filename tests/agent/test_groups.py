@@ -7,7 +7,7 @@ import pytest
 import yaml
 import zoo
 from node import temporary_node
-from table import Stage, held, until
+from table import held, run, until, version
 from traffic import INT32_MIN, answer_of, begin_work, busy, divide, gone, number, ready, row, work
 from traffic import until as eventually
 from typer.testing import CliRunner
@@ -19,27 +19,6 @@ from providers import process
 from skerry.terms import MIB
 
 SMALL = {"group": "small"}
-
-
-@pytest.fixture(scope="module")
-def stage():
-    stage = Stage()
-    yield stage
-    stage.close()
-
-
-@pytest.fixture
-def played(stage, tmp_path):
-    return lambda story: stage.play(tmp_path, story)
-
-
-def run(story):
-    """A test that is a story: a coroutine function of a bench."""
-    return lambda played: played(story)
-
-
-def version(made, name, number=None):
-    return made.table.get(name, number)
 
 
 def pid(made, name, number=None):

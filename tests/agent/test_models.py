@@ -7,34 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 import zoo
-from table import Stage, held, until
+from table import held, run, until, version
 
 from agent import residency
 from agent.version import Asleep
 from skerry.errors import DeadlineExceeded, NotFound, Overloaded, Unavailable
 from skerry.terms import MIB
-
-
-@pytest.fixture(scope="module")
-def stage():
-    stage = Stage()
-    yield stage
-    stage.close()
-
-
-@pytest.fixture
-def played(stage, tmp_path):
-    return lambda story: stage.play(tmp_path, story)
-
-
-def run(story):
-    """A test that is a story: a coroutine function of a bench."""
-    return lambda played: played(story)
-
-
-def version(made, name, number=None):
-    return made.table.get(name, number)
-
 
 # --- Lazy load and keep-alive
 

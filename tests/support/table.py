@@ -131,6 +131,15 @@ class Asker:
         return float((await self.document())["outputs"][0]["data"][0])
 
 
+def run(story: Callable[[Bench], Awaitable[Any]]) -> Callable[..., Any]:
+    """A test that is a story; it takes the fixture `played`."""
+    return lambda played: played(story)
+
+
+def version(made: Bench, name: str, number: int | None = None) -> Version:
+    return made.table.get(name, number)
+
+
 async def until(condition: Callable[[], Any], what: str) -> Any:
     """Wait until `condition` returns something true, and return that."""
     async with asyncio.timeout(HANGS_S):
