@@ -38,7 +38,7 @@ from agent.rpc import supervisor
 from agent.rpc.options import Options
 from agent.states import State
 from agent.tracing import Tracing
-from providers import ranking
+from providers import ranking, sandbox
 from providers.launcher import Launcher
 from skerry import __version__
 from skerry.errors import InternalError, SkerryError, Untrusted
@@ -250,7 +250,7 @@ class Daemon:
         with contextlib.suppress(SkerryError):
             await self.refresh()
         self._settle()
-        lean.give_back()  # what the start needed
+        sandbox.give_memory_back()  # what the start needed
         if self._grpc is not None and self._config.grpc.enabled == "on":
             self._grpc.warm_up()  # only now: its imports would slow the models' start
 

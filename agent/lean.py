@@ -1,7 +1,7 @@
 """What the daemon's process does without, because it would stay in memory for good.
 
 Does: import asyncio, uvloop, hashlib and msgspec without what they bring along and the daemon never uses; forget
-modules that were needed once; have the C library give memory back.
+modules that were needed once; have the C library keep little.
 Leaves out: when that is (agent.start), what the daemon imports itself.
 
 Rules
@@ -53,12 +53,6 @@ def tune_allocator() -> None:
         libc.mallopt(_M_ARENA_MAX, _ARENAS)
         libc.mallopt(_M_MMAP_THRESHOLD, _THRESHOLD_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _THRESHOLD_BYTES)
-
-
-def give_back() -> None:
-    """Give the system the pages in which malloc has nothing, which takes a millisecond."""
-    with contextlib.suppress(AttributeError):  # likewise
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _has_own_digests() -> bool:

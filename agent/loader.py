@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import logging
@@ -76,10 +75,6 @@ def is_quick(version: Version, proof: Proof) -> bool:
 def reason_of(error: Exception) -> str:
     """An error as the reason of a version's state, which is one line."""
     return "; ".join(str(error).split("\nhint: "))
-
-
-def _is_cpu(device: EpDevice | None) -> bool:
-    return device is not None and placement.is_reference(device)
 
 
 def _was_proved(record: dict[str, Any], probe: str) -> bool:
@@ -224,7 +219,8 @@ class Loader:
         version.quick = is_quick(version, proof)
         version.group = placed.group
         # Where it could not be loaded, it may have ended what others run in.
-        version.alone = version.alone or bool(job.group and not placed.group and _is_cpu(placed.device))
+        if job.group and not placed.group and placed.device is not None:
+            version.alone = version.alone or placement.is_reference(placed.device)
         version.instance = instance
         instance.attach(worker.process, worker.channels, proof)
         return ""
@@ -236,16 +232,12 @@ class Loader:
             Unavailable, StorageFailed, OSError: the node's doing; try again later.
             SkerryError: it does not load there any more.
         """
+        if version.alone:
+            version.group = ""
         async with self._place_in_the_queue():
-            return await self._start_again(version, instance, device)
-
-    async def _start_again(self, version: Version, instance: Instance, device: EpDevice) -> Started:
-        with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
-            job = self._job(version, instance, model_fd)
-            if version.alone or not version.group:
-                version.group = ""
-                job = dataclasses.replace(job, group="")
-            worker = await placement.start_on(self._launcher, device, job)
+            with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
+                job = self._job(version, instance, model_fd)
+                worker = await placement.start_on(self._launcher, device, job)
         if job.samples and worker.proof.probe_error:
             worker.end()
             raise ExecutionFailed(f"the manifest's samples failed: {worker.proof.probe_error}")

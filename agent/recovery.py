@@ -23,7 +23,7 @@ from agent import tasks
 from agent.clock import wall
 from agent.loader import is_loading, is_quick, reason_of
 from agent.states import Event, State
-from providers.process import CUT_MEMORY, CUT_OFF, WITH_GROUP, WITH_ZYGOTE, describe_exit
+from providers.process import CUT_OFF, describe_exit, is_crash
 from skerry.errors import NotFound, SkerryError, StorageFailed, Unavailable, Untrusted
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ class Recovery:
                 version.instance.fail_all(version.unavailable())
             return
         how = describe_exit(status)
-        if version.group and status not in {CUT_MEMORY, WITH_GROUP, WITH_ZYGOTE}:
+        if version.group and (is_crash(status) or status == CUT_OFF):
             version.alone = True
             log.warning("model %s leaves the worker of group %s, which %s", version.label, version.group, how)
         version.step(Event.LOST, f"its worker {how} and is being replaced")
-        self._recover(version, how, crashed=status not in {CUT_MEMORY, CUT_OFF, WITH_GROUP, WITH_ZYGOTE})
+        self._recover(version, how, crashed=is_crash(status))
 
     def _recover(self, version: Version, how: str, *, crashed: bool) -> None:
         """Replace the worker, or give the version up if that was one crash too many."""

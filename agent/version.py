@@ -88,7 +88,7 @@ class Version:
         self.used_ns = 0  # when the last request began or it was loaded, on time.perf_counter_ns
         self.quick = False  # its worker may be lent connections
         self.group = ""  # the models that it shares its worker with, if it does
-        self.alone = False  # it was in a shared worker when that died, and is not let into one again
+        self.alone = False  # a shared worker died with it, or did not take it, and none is tried again
         self._remember = remember
         self._fallbacks = fallbacks if entry.manifest.fallback else None
         self._leases = 0

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from providers import prove, sandbox, wire, worker
 from providers.area import AREA_BYTES
-from providers.session import give_memory_back
 from skerry.terms import MIB
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Host:
         try:
             self._be_a_member(*descriptors)
             gc.collect()
-            give_memory_back()  # the daemon counts on it
+            sandbox.give_memory_back()  # the daemon counts on it
         except BaseException:  # noqa: BLE001 - see the module's rules
             traceback.print_exc()
             os._exit(1)
@@ -88,7 +87,7 @@ class Host:
                 return prove.load(spec, area, model_fd)
 
         # The daemon may let go of a model in the middle of anything.
-        with socket.socket(fileno=control_fd) as control, contextlib.suppress(BrokenPipeError, EOFError):
+        with socket.socket(fileno=control_fd) as control, contextlib.suppress(ConnectionError, EOFError):
             desk = worker.open_desk(control, requests_fd, answers_fd, area_fd, model_fd, load)
             if desk is not None:
                 _serve(desk)
@@ -113,7 +112,7 @@ def _serve(desk: worker.Desk) -> None:
 def _turn_away(descriptors: list[int], why: str) -> None:
     """There is no room for a model here; the first of its descriptors is where to say so."""
     if descriptors:
-        with socket.socket(fileno=descriptors[0]) as control:
+        with socket.socket(fileno=descriptors[0]) as control, contextlib.suppress(ConnectionError):
             refusal = wire.Failure(f"the worker of its group has no room for it: {why}")
             control.send(wire.FAILED + wire.encode(refusal))
     for descriptor in descriptors[1:]:

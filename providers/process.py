@@ -60,6 +60,11 @@ def describe_exit(status: int) -> str:
         return f"was killed by signal {-status}"
 
 
+def is_crash(status: int) -> bool:
+    """Whether an end like this is held against the model."""
+    return status not in _NO_CRASH
+
+
 class Tenant(Protocol):
     """What runs in a process, when the question is whose fault its end was."""
 

@@ -25,7 +25,8 @@ import msgspec
 from providers import batchproof, modelfile, probe, wire
 from providers.arrays import raw_size, to_array, write_raw
 from providers.ranking import EpDevice
-from providers.session import Session, give_memory_back
+from providers.sandbox import give_memory_back
+from providers.session import Session
 from providers.wide import Wide
 from skerry.errors import InvalidRequest, SkerryError, Unsupported
 from skerry.terms import MIB, DeviceKind, TensorView

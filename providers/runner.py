@@ -31,7 +31,8 @@ from providers.area import SEALS
 from providers.arrays import numpy_dtype, raw_size, to_array, write_raw
 from providers.lone import Lone
 from providers.prove import failure
-from providers.session import give_memory_back, is_out_of_memory
+from providers.sandbox import give_memory_back
+from providers.session import is_out_of_memory
 from providers.shared import Inputs, Outputs
 from skerry.errors import SkerryError
 from skerry.terms import KIB, TensorView
@@ -293,8 +294,8 @@ class Runner:
         """In one session or the other, of which something is learned."""
         common = self._common
         choice = common.lone.choice(prepared.size_bytes)
-        is_wide = choice.next_is_wide() and common.wide is not None
-        session = common.wide if is_wide and common.wide is not None else common.session
+        is_wide = choice.next_is_wide()
+        session = (common.wide if is_wide else None) or common.session
         began = _now()
         try:
             arrays = session.run(prepared.names, feeds, options)

@@ -65,9 +65,6 @@ _ONNX_BF16 = 16  # TensorProto.BFLOAT16
 _LOG_FATAL = 4  # whatever is worth knowing is raised as well; the log would only repeat it in colours
 _LOG_ERROR = 3
 
-# Not every C library has it; those that have not keep less.
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-
 #: How long a thread of a session that spins waits for the next node before it sleeps. Most nodes follow within this,
 #: and waking a thread costs more; a neighbour that needs the core loses no more. Five times as much gained nothing.
 SPIN_US = 20
@@ -166,12 +163,6 @@ class Session:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether ONNX Runtime, or numpy, says that an allocation failed: it has no error of its own for that."""
     return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
-
-
-def give_memory_back() -> None:
-    """Return to the system what sessions held that are gone: half of it stays with the C library otherwise."""
-    if _trim is not None:
-        _trim(0)
 
 
 class _Bf16Run:

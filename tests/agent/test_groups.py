@@ -1,5 +1,6 @@
 """Small models that share one worker: who is let in, what they share, and what a bad one costs the others."""
 
+import contextlib
 import os
 import signal
 
@@ -16,9 +17,11 @@ from wire_http import Conversation, floats, infer
 from agent.cli.app import app
 from agent.ipc import loan
 from providers import process
+from skerry.errors import ExecutionFailed
 from skerry.terms import MIB
 
 SMALL = {"group": "small"}
+NO_DESCRIPTORS = OSError(24, "Too many open files")
 
 
 def pid(made, name, number=None):
@@ -28,6 +31,18 @@ def pid(made, name, number=None):
 
 def why(made, name):
     return made.trail.placement(name, version(made, name).number)["steps"][-1]["why"]
+
+
+@contextlib.contextmanager
+def refusing(made, error):
+    """No shared worker takes a model in."""
+
+    async def refuse(*_arguments, **_options):
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.launcher, "join", refuse)
+        yield patch
 
 
 async def recovered(made, *names):
@@ -93,12 +108,8 @@ async def test_a_model_that_crashes_while_it_proves_itself_harms_nobody(made):
 
 @run
 async def test_a_model_that_cannot_move_in_keeps_its_own_worker_and_why_says_why(made):
-    async def refuse(*_arguments, **_options):
-        raise OSError(24, "Too many open files")
-
     made.put(zoo.add(1), "one", **SMALL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made.launcher, "join", refuse)
+    with refusing(made, NO_DESCRIPTORS):
         await made.follow()
     assert await made.ask("one") == 2.0
     assert "not in the worker of group small" in why(made, "one")
@@ -108,14 +119,10 @@ async def test_a_model_that_cannot_move_in_keeps_its_own_worker_and_why_says_why
 
 @run
 async def test_a_known_model_that_cannot_be_loaded_among_others_is_loaded_alone(made):
-    async def refuse(*_arguments, **_options):
-        raise OSError(24, "Too many open files")
-
     made.put(zoo.add(1), "one", **SMALL)
     await made.follow()
     await made.table.unload("one")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made.launcher, "join", refuse)
+    with refusing(made, NO_DESCRIPTORS):
         await made.table.load("one")
     assert await made.ask("one") == 2.0
     assert version(made, "one").group == ""
@@ -220,16 +227,10 @@ async def test_what_waits_for_a_bystander_runs_on_its_next_worker(made):
 
 @run
 async def test_a_replacement_that_cannot_share_is_made_alone(made):
-    async def refuse(*_arguments, **_options):
-        from skerry.errors import ExecutionFailed
-
-        raise ExecutionFailed("the shared worker does not take it")
-
     made.put(zoo.add(1), "one", **SMALL)
     made.put(zoo.add(1), "two", **SMALL)
     await made.follow()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made.launcher, "join", refuse)
+    with refusing(made, ExecutionFailed("the shared worker does not take it")) as patch:
         patch.setattr(version(made, "two").instance, "is_busy", lambda: True)
         os.kill(pid(made, "one"), signal.SIGSEGV)
         await until(lambda: version(made, "one").state != "READY", "its end")
