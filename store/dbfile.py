@@ -60,7 +60,10 @@ class Kind(NamedTuple):
 
 
 # Of cache.db's caches, measured with 10^6 rows: larger ones answer no hit and write no row more quickly.
-STATE = Kind("state", 1, "FULL", False, frozenset({"placement", "quarantine"}), 256, 64, 250)  # noqa: FBT003 - columns
+_STATE_TABLES = frozenset(
+    {"placement", "quarantine", "admission", "floor", "release_floor", "fact", "audit"}
+)
+STATE = Kind("state", 2, "FULL", False, _STATE_TABLES, 256, 64, 250)  # noqa: FBT003 - columns
 CACHE = Kind("cache", 1, "NORMAL", True, frozenset({"answer", "entry"}), 512, 256, 0)  # noqa: FBT003 - columns
 
 

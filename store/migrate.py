@@ -35,6 +35,37 @@ def placements_and_quarantine(db: Database) -> None:
     )
 
 
+@_STATE()
+def admissions_and_audit(db: Database) -> None:
+    """Which signed metadata is in force, what may not fall again, and what happened."""
+    db.table("admission").create(
+        {
+            "id": int,
+            "files": str,  # JSON: name in registry/metadata -> sha256
+            "judged_at": float,  # the time that expiry was judged by; None: the operator had it ignored
+            "admitted_at": float,  # wall clock
+            "clock": str,  # whether that could be trusted
+            "carrier": str,
+        },
+        pk="id",
+    )
+    db.table("floor").create({"role": str, "keys": str, "version": int, "digest": str}, pk="role")
+    db.table("release_floor").create({"model": str, "release": int}, pk="model")
+    db.table("fact").create({"name": str, "value": str}, pk="name")
+    db.table("audit").create(
+        {
+            "seq": int,
+            "at_us": int,
+            "kind": str,
+            "subject": str,
+            "detail": str,
+            "previous": str,
+            "hash": str,
+        },
+        pk="seq",
+    )
+
+
 @_CACHE()
 def answers(db: Database) -> None:
     """Answers, and apart from them what changes when one is used.
