@@ -243,6 +243,34 @@ class Inbox(Section, frozen=True):
     enabled: Annotated[bool, _key("whether the directory is watched")] = True
 
 
+class Registry(Section, frozen=True):
+    """Which signed models this node believes, and for how long."""
+
+    channel: Annotated[
+        str | None,
+        _key(
+            "the signed channel document that says which versions run here; null: every model that is signed",
+            reload=True,
+        ),
+    ] = None
+    clock: Annotated[
+        Literal["kernel", "trusted"],
+        _key(
+            "whose word counts that the clock is right, by which expiry is judged: the kernel's, or yours (trusted)",
+            reload=True,
+        ),
+    ] = "kernel"
+    max_staleness_s: Annotated[
+        float,
+        _key(
+            "stop serving when the signed metadata has been expired for so long; 0: never",
+            reload=True,
+            ge=0,
+            le=36500 * _DAY_S,
+        ),
+    ] = 0.0
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration.
 
@@ -259,6 +287,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     workers: Workers = Workers()
     providers: Providers = Providers()
     cache: Cache = Cache()
+    registry: Registry = Registry()
     inbox: Inbox = Inbox()
     origins: dict[str, str] = {}
 

@@ -18,7 +18,8 @@ MAX_LISTING_BYTES = 64 * MIB  # four times the largest signed targets file
 class Entry(msgspec.Struct, frozen=True):
     """One version of a model that signed metadata names.
 
-    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded.
+    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded. `release` counts
+    what was signed under this name. `role` is who signed it.
     """
 
     name: str
@@ -27,17 +28,21 @@ class Entry(msgspec.Struct, frozen=True):
     size_bytes: int
     manifest: Manifest
     installed: bool
+    release: int = 1
+    role: str = ""
 
 
 class Listing(msgspec.Struct, frozen=True):
     """A verified look at the registry.
 
     `revision` is the version of the signed timestamp, 0 for an empty registry. `owner`: this node holds
-    the key that signs. `problems` are sentences about what was left out, and why.
+    the key that signs. `problems` are sentences about what was left out, and why. `expires_unix`: when the first of the
+    signed files is no longer fresh, 0 for an empty registry.
     """
 
     revision: int
     owner: bool
+    expires_unix: float = 0
     entries: tuple[Entry, ...] = ()
     problems: tuple[str, ...] = ()
 
