@@ -199,18 +199,18 @@ def test_verify_fails_for_what_is_signed_and_not_understood(skerry, monkeypatch)
 def test_a_bundle_travels_to_a_node_that_follows_and_not_to_a_stranger(skerry, model, home, tmp_path):
     skerry("model", "add", model(zoo.add(1)), "--name", "alpha")
     bundle, other, stranger = tmp_path / "b.tar", tmp_path / "other", tmp_path / "stranger"
-    assert skerry("model", "export", "alpha", "-o", bundle).exit_code == exits.OK
+    assert skerry("bundle", "export", "alpha", "-o", bundle).exit_code == exits.OK
     facts = json.loads(skerry("trust", "show", "--json").stdout)
     assert facts["mode"] == "owner"
     assert skerry("trust", "init", "--root", facts["root"], at=other).exit_code == exits.OK
     follower = json.loads(skerry("trust", "show", "--json", at=other).stdout)
     assert (follower["mode"], follower["fingerprint"]) == ("follower", facts["fingerprint"])
-    result = skerry("model", "import", bundle, at=other)
+    result = skerry("bundle", "import", bundle, at=other)
     assert result.exit_code == exits.OK, result.stderr
     assert "imported alpha/1" in result.stderr
     assert skerry("model", "verify", at=other).exit_code == exits.OK
     assert skerry("model", "add", model(zoo.add(2)), "--name", "alpha", at=other).exit_code == exits.DENIED
-    refused = skerry("model", "import", bundle, at=stranger)
+    refused = skerry("bundle", "import", bundle, at=stranger)
     assert refused.exit_code not in {exits.OK, exits.FAILED}
     assert "trust init" in refused.stderr
 
@@ -218,17 +218,17 @@ def test_a_bundle_travels_to_a_node_that_follows_and_not_to_a_stranger(skerry, m
 def test_the_owner_can_take_back_what_was_removed(skerry, model, tmp_path):
     skerry("model", "add", model(zoo.add(1)), "--name", "alpha")
     bundle = tmp_path / "b.tar"
-    skerry("model", "export", "alpha", "-o", bundle)
+    skerry("bundle", "export", "alpha", "-o", bundle)
     skerry("model", "remove", "alpha")
     assert listed(skerry) == []
-    result = skerry("model", "import", bundle)
+    result = skerry("bundle", "import", bundle)
     assert result.exit_code == exits.OK, result.stderr
     assert listed(skerry) == [("alpha", 1)]
 
 
 def test_a_home_that_trusts_nobody_says_so(skerry):
     facts = json.loads(skerry("trust", "show", "--json").stdout)
-    assert facts == {"mode": "none", "fingerprint": "", "revision": 0, "root": None}
+    assert facts == {"mode": "none", "fingerprint": "", "root_version": None, "revision": 0, "root": None}
     assert "no root yet" in skerry("trust", "show").stdout
 
 
