@@ -15,7 +15,25 @@ from skerry.terms import MIB
 MAX_LISTING_BYTES = 64 * MIB  # four times the largest signed targets file
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who made a model, as it was verified when it was admitted.
+
+    Attributes:
+        method: "key" or "certificate".
+        signer: the key's fingerprint, sha256:<hex>, or the subject of the certificate.
+        bundle: digest of the file with the signature.
+        files: how many files were signed together.
+        model: the model's digest as it was signed, with its algorithm; empty if it was signed in pieces.
+    """
+
+    method: str
+    signer: str
+    bundle: str
+    files: int
+    model: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One version of a model that signed metadata names.
 
     `installed`: a file of the right name and length is there; its bytes are checked when it is loaded.
@@ -27,6 +45,7 @@ class Entry(msgspec.Struct, frozen=True):
     size_bytes: int
     manifest: Manifest
     installed: bool
+    provenance: Provenance | None = None
 
 
 class Listing(msgspec.Struct, frozen=True):

@@ -4,13 +4,14 @@ Does: translate between TUF targets and entries of the registry, both ways, with
 Leaves out: who signed (store.trust) and where the bytes are (store.blobs).
 
 A target's path is `models/NAME/VERSION.onnx`. Its custom part holds the manifest as JSON text: TUF signs
-canonical JSON, which has no fractions, and samples and tolerances are made of them.
+canonical JSON, which has no fractions, and samples and tolerances are made of them. It may hold the record of a
+verified provenance (store.provenance).
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public there, without __all__
@@ -19,7 +20,7 @@ from skerry.errors import InvalidRequest, NotFound, SkerryError, TooLarge, Unsup
 from skerry.manifest import Manifest
 from skerry.terms import MIB, check_model_name, parse_version
 from store.blobs import MAX_BLOB_BYTES, BlobStore, Content
-from store.listing import Entry
+from store.listing import Entry, Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,12 +63,16 @@ def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
     blobs.path(digest)  # raises if it is no digest
     manifest = msgspec.json.decode(target.custom["manifest"], type=Manifest)
     manifest.check()
-    return Entry(name, version, digest, target.length, manifest, blobs.has(digest, target.length))
+    record = target.custom.get("provenance")
+    provenance = None if record is None else msgspec.convert(record, Provenance)
+    return Entry(name, version, digest, target.length, manifest, blobs.has(digest, target.length), provenance)
 
 
-def make(content: Content, manifest: Manifest) -> TargetFile:
+def make(content: Content, manifest: Manifest, provenance: Provenance | None = None) -> TargetFile:
     """The target that stands for `content` as the manifest's name and version."""
-    custom = {"manifest": msgspec.json.encode(manifest).decode()}
+    custom: dict[str, Any] = {"manifest": msgspec.json.encode(manifest).decode()}
+    if provenance is not None:
+        custom["provenance"] = msgspec.to_builtins(provenance)
     hashes = {"sha256": content.digest.removeprefix("sha256:")}
     path = path_of(manifest.name, manifest.version)
     return TargetFile(content.size_bytes, hashes, path, {"custom": custom})
@@ -108,8 +113,10 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
     Raises:
         InvalidRequest: they differ.
     """
+    was, now = _custom(signed), _custom(offered)
     for what, expected, got in (
         ("file", _digest(signed), _digest(offered)),
+        ("provenance", was.get("provenance"), now.get("provenance")),
         ("manifest", signed.custom, offered.custom),
     ):
         if expected != got:
@@ -117,6 +124,10 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
                 f"{signed.path} exists: expected the {what} {expected}, got {got}",
                 "a version never changes; add it as the next version",
             )
+
+
+def _custom(target: TargetFile) -> dict[str, Any]:
+    return target.custom if isinstance(target.custom, dict) else {}
 
 
 def _digest(target: TargetFile) -> str:
