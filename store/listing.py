@@ -6,6 +6,8 @@ Leaves out: how it came about (store.registry, store.verify). Imports no tuf: th
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from skerry import errors
@@ -29,7 +31,7 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
     method: str
     signer: str
     bundle: str
-    files: int
+    files: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     model: str = ""
 
 
@@ -71,6 +73,8 @@ class Refusal(msgspec.Struct, frozen=True):
 
 def encode(document: Listing | Refusal) -> bytes:
     """The document as JSON."""
+    if isinstance(document, Listing):
+        document = msgspec.structs.replace(document, problems=tuple(map(_text, document.problems)))
     return msgspec.json.encode(document)
 
 
@@ -100,7 +104,7 @@ def parse(data: bytes) -> Listing:
 
 
 def _text(message: str) -> str:
-    """`message` as JSON can carry it: the name of a file need not be UTF-8."""
+    """`message` as JSON can carry it: the name of a file or of a target need not be UTF-8."""
     return message.encode("utf-8", "backslashreplace").decode()
 
 

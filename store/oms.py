@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import binascii
 import re
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from skerry.errors import InvalidRequest, TooLarge, Unsupported, Untrusted
 from skerry.terms import MIB
 
-MAX_BUNDLE_BYTES = 8 * MIB  # the payload of as many files as may be, twice in base64's size
-MAX_RESOURCES = 20_000  # a model's files, or pieces of them; large ones have some hundred
+MAX_BUNDLE_BYTES = 4 * MIB  # as many files as may be, in base64
+MAX_RESOURCES = 10_000  # a model's files, or pieces of them; large ones have some hundred
 MAX_NAME_BYTES = 1024
 MAX_CERTIFICATES = 16  # a chain has two or three
 MAX_IGNORED = 1000
@@ -77,7 +77,7 @@ class _Chain(msgspec.Struct):
 class _Material(msgspec.Struct):
     public_key: _PublicKey | None = msgspec.field(name="publicKey", default=None)
     chain: _Chain | None = msgspec.field(name="x509CertificateChain", default=None)
-    certificate: Any = None  # keyless
+    certificate: msgspec.Raw = msgspec.Raw()  # keyless; empty where it is not there
 
 
 class _Bundle(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
@@ -107,7 +107,7 @@ class _Predicate(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Statement(msgspec.Struct, forbid_unknown_fields=True):
     type: str = msgspec.field(name="_type")
-    subject: list[dict[str, Any]]
+    subject: list[msgspec.Raw]  # informational, and one
     predicate_type: str = msgspec.field(name="predicateType")
     predicate: msgspec.Raw
 
@@ -205,12 +205,13 @@ def statement(payload: bytes, source: str) -> Statement:
 
 
 def _signer(material: _Material, source: str) -> tuple[str, tuple[bytes, ...]]:
-    kinds = [kind for kind in (material.public_key, material.chain, material.certificate) if kind is not None]
-    if len(kinds) != 1:
+    keyless = bytes(material.certificate) not in {b"", b"null"}
+    kinds = (material.public_key is not None) + (material.chain is not None) + keyless
+    if kinds != 1:
         raise InvalidRequest(
-            f"{source}: verificationMaterial: expected one of publicKey and x509CertificateChain, got {len(kinds)}"
+            f"{source}: verificationMaterial: expected one of publicKey and x509CertificateChain, got {kinds}"
         )
-    if material.certificate is not None:
+    if keyless:
         raise Unsupported(
             f"{source}: expected a signature by a key or a certificate, got a keyless one (Sigstore)",
             "a keyless signature is proved by services on the internet, which a node cannot ask; "

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import blake3
@@ -24,6 +25,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -57,6 +59,7 @@ _DAMAGED = (
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,
 )
 
 
@@ -264,7 +267,7 @@ def _certified(
             f"{anchor.name}: expected CA certificates as PEM, got something else: {error}"
         ) from error
     try:
-        leaf, *between = [x509.load_der_x509_certificate(der) for der in bundle.chain]
+        leaf, *between = _certificates(bundle.chain)
         key, subject = leaf.public_key(), leaf.subject.rfc4514_string()
         _policy(store, now).verify(leaf, between)
     except verification.VerificationError as error:
@@ -278,6 +281,13 @@ def _certified(
     if known is None:
         raise Untrusted(f"{source}: expected {_KEYS} in the signer's certificate, got {_describe(key)}")
     return known, subject[:MAX_SIGNER_CHARACTERS] or f"sha256:{leaf.fingerprint(hashes.SHA256()).hex()}"
+
+
+def _certificates(chain: tuple[bytes, ...]) -> list[x509.Certificate]:
+    with warnings.catch_warnings():
+        # What cryptography only warns of, such as a serial number of 0, it means to refuse soon.
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        return [x509.load_der_x509_certificate(der) for der in chain]
 
 
 def _policy(store: verification.Store, now: datetime) -> verification.ClientVerifier:

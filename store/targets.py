@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 MAX_MANIFEST_BYTES = MIB
 
+# What a target of a newer kind, or of a hostile signer, may raise. ValueError: text that UTF-8 cannot carry, which
+# JSON can; RecursionError: values nested deeper than a thousand.
+_NOT_UNDERSTOOD = (SkerryError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError)
+
 _PATH = re.compile(r"models/([^/]+)/([0-9]+)\.onnx")
 
 
@@ -42,7 +46,7 @@ def read_all(targets: Mapping[str, TargetFile], blobs: BlobStore) -> tuple[list[
     for path, target in targets.items():
         try:
             entries.append(read(path, target, blobs))
-        except (SkerryError, msgspec.MsgspecError, KeyError, TypeError) as error:
+        except _NOT_UNDERSTOOD as error:
             problems.append(f"{path}: signed, but not understood: {error}")
     return sorted(entries, key=lambda entry: (entry.name, entry.version)), sorted(problems)
 
@@ -51,7 +55,7 @@ def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
     """One verified target as an entry.
 
     Raises:
-        SkerryError, msgspec.MsgspecError, KeyError, TypeError: it is not one of ours, or a newer kind.
+        one of _NOT_UNDERSTOOD: it is not one of ours, or a newer kind.
     """
     match = _PATH.fullmatch(path)
     if match is None:
@@ -64,7 +68,8 @@ def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
     manifest = msgspec.json.decode(target.custom["manifest"], type=Manifest)
     manifest.check()
     record = target.custom.get("provenance")
-    provenance = None if record is None else msgspec.convert(record, Provenance)
+    # By way of JSON, so that what cannot be listed is refused here and costs no other entry its listing.
+    provenance = None if record is None else msgspec.json.decode(msgspec.json.encode(record), type=Provenance)
     return Entry(name, version, digest, target.length, manifest, blobs.has(digest, target.length), provenance)
 
 

@@ -296,7 +296,7 @@ def test_bytes_that_are_no_bundle_are_refused(maker):
         (("predicateType",), "https://model_signing/Digests/v0.1", "predicateType: expected"),
         (("subject",), [], "expected one subject, got 0"),
         (("extra",), 1, "unknown field `extra`"),
-        (("predicate", "resources"), [], "expected 1 to 20000 files, got 0"),
+        (("predicate", "resources"), [], "expected 1 to 10000 files, got 0"),
         (("predicate", "resources"), lambda old: old + old[:1], "once, got it 2 times"),
         (("predicate", "resources", 0, "digest"), "ab", "expected 64 hex digits"),
         (("predicate", "resources", 0, "digest"), "AB" * 32, "expected 64 hex digits"),
@@ -464,6 +464,19 @@ def test_base64_may_be_url_safe(maker, opened):
     for place, key in ((document[ENVELOPE], "payload"), (document[ENVELOPE]["signatures"][0], "sig")):
         place[key] = base64.urlsafe_b64encode(base64.b64decode(place[key])).decode()
     verified(document, key_of(maker)).model(opened(FILES["model.onnx"]), MODEL)
+
+
+def test_a_certificate_that_cryptography_only_warns_of_is_refused():
+    # Found by tests/fuzz: the warning went to the operator's terminal, and as an error nowhere.
+    maker = Maker()
+    der = maker.chain[0].public_bytes(serialization.Encoding.DER)
+    serial = maker.chain[0].serial_number
+    length = (serial.bit_length() + 8) // 8
+    at = der.index(bytes([2, length]) + serial.to_bytes(length, "big")) + 2
+    document = maker.document(statement(FILES), certified=True)
+    place = document["verificationMaterial"]["x509CertificateChain"]["certificates"][0]
+    place["rawBytes"] = base64_of(der[:at] + bytes([der[at] | 0x80]) + der[at + 1 :])
+    refused(InvalidRequest, "expected certificates, got something else: .*serial", document, ca_of(maker))
 
 
 def test_a_damaged_certificate_is_refused(maker):
