@@ -217,7 +217,7 @@ def verify(data: bytes, source: str, anchor: Anchor, now: Callable[[], datetime]
         algorithm = ec.ECDSA(_HASHES[key.curve.name])
         key.verify(bundle.signature, oms.signed_bytes(bundle.payload), algorithm)
     except InvalidSignature:
-        named = f", which was made by the key {bundle.hint}" if bundle.hint else ""
+        named = f", made by the key {bundle.hint[:80]!r} as it says" if bundle.hint else ""
         raise Untrusted(
             f"{source}: expected a signature by {signer}, got one that is not{named}",
             "the bundle was changed, or signed by somebody else",
@@ -280,7 +280,9 @@ def _certified(
     known = _of_known_kind(key)
     if known is None:
         raise Untrusted(f"{source}: expected {_KEYS} in the signer's certificate, got {_describe(key)}")
-    return known, subject[:MAX_SIGNER_CHARACTERS] or f"sha256:{leaf.fingerprint(hashes.SHA256()).hex()}"
+    # A name is text of the signer's choice, and people will read it on their terminals.
+    name = "".join(character if character.isprintable() else "?" for character in subject)
+    return known, name[:MAX_SIGNER_CHARACTERS] or f"sha256:{leaf.fingerprint(hashes.SHA256()).hex()}"
 
 
 def _certificates(chain: tuple[bytes, ...]) -> list[x509.Certificate]:

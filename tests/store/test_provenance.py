@@ -226,6 +226,21 @@ def test_a_certificate_for_something_else_is_refused():
         refused(Untrusted, "its key may not", maker.sign(FILES, certified=True), ca_of(maker))
 
 
+def test_a_chain_keeps_the_usual_rules():
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    for maker in (Maker(between_certifies=False), Maker(extra=unknown)):
+        refused(Untrusted, "got one that is refused", maker.sign(FILES, certified=True), ca_of(maker))
+
+
+def test_what_a_signer_calls_itself_cannot_steer_a_terminal(maker):
+    named = Maker(name="a\x1b[2J\nb")
+    assert verified(named.sign(FILES, certified=True), ca_of(named)).record.signer == "CN=a?[2J?b"
+    document = maker.document(statement(FILES))
+    document["verificationMaterial"]["publicKey"]["hint"] = "\x1b[2J"
+    document[ENVELOPE]["signatures"][0]["sig"] = "AAAA"
+    assert "\x1b" not in refused(Untrusted, "made by the key", document, key_of(maker)).message
+
+
 def test_the_method_has_to_be_the_one_that_was_asked_for(maker):
     error = refused(
         InvalidRequest, "got one by a certificate", maker.sign(FILES, certified=True), key_of(maker)

@@ -53,15 +53,25 @@ def base64_of(data):
 class Maker:
     """A key, and a certificate of it from an authority by way of a second one."""
 
-    def __init__(self, curve=None, *, begins=NOON - timedelta(days=1), days=30, usage=None, **basic):
+    def __init__(
+        self,
+        curve=None,
+        *,
+        name="Example, Inc.",
+        between_certifies=True,
+        begins=NOON - timedelta(days=1),
+        days=30,
+        usage=None,
+        **basic,
+    ):
         self.key = ec.generate_private_key(curve or ec.SECP256R1())
         self.pem = pem_of(self.key)
         self.authority_key = ec.generate_private_key(ec.SECP256R1())
         between_key = ec.generate_private_key(ec.SECP256R1())
         self.authority = _certificate("root", self.authority_key, "root", self.authority_key, ca=True)
-        between = _certificate("between", between_key, "root", self.authority_key, ca=True)
+        between = _certificate("between", between_key, "root", self.authority_key, ca=between_certifies)
         leaf = _certificate(
-            "Example, Inc.", self.key, "between", between_key, begins=begins, days=days, usage=usage, **basic
+            name, self.key, "between", between_key, begins=begins, days=days, usage=usage, **basic
         )
         self.chain = [leaf, between]
         self.authority_pem = self.authority.public_bytes(serialization.Encoding.PEM)
@@ -95,7 +105,9 @@ class Maker:
         return json.dumps(self.document(statement(files, **options), certified=certified)).encode()
 
 
-def _certificate(name, key, issuer, issuer_key, *, ca=False, begins=None, days=3650, usage=None, signs=True):
+def _certificate(
+    name, key, issuer, issuer_key, *, ca=False, begins=None, days=3650, usage=None, signs=True, extra=None
+):
     begins = begins or NOON - timedelta(days=10)
     builder = (
         x509.CertificateBuilder()
@@ -115,6 +127,8 @@ def _certificate(name, key, issuer, issuer_key, *, ca=False, begins=None, days=3
     if not ca:
         purpose = usage or x509.ExtendedKeyUsageOID.CODE_SIGNING
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    if extra is not None:
+        builder = builder.add_extension(extra, critical=True)
     return builder.sign(issuer_key, hashes.SHA256())
 
 
