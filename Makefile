@@ -1,5 +1,5 @@
 # Every target sets up what it needs in folders of this one: .venv, and what only one target needs in .venv-openvino,
-# .venv-perf and .venv-peers.
+# .venv-perf, .venv-peers and .venv-fuzz.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,9 +8,11 @@ DEV := $(VENV)/.dev
 OPENVINO := .venv-openvino
 PERF := .venv-perf
 PEERS := .venv-peers
+FUZZ := .venv-fuzz
+SECONDS := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-openvino test-perf check bench bench-peers wheel-client clean
+.PHONY: help demo test test-slow test-openvino test-perf fuzz check bench bench-peers wheel-client clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -53,6 +55,15 @@ $(PERF)/bin/perf_analyzer: packaging/perf-analyzer.sh | $(BIN)/python
 test-perf: $(DEV) $(PERF)/bin/perf_analyzer
 	SKERRY_PERF_ANALYZER=$(PERF)/bin/perf_analyzer $(BIN)/python -m pytest tests/agent/test_perf_analyzer.py
 
+# Only atheris lies there. Where it has no wheel, chance alone makes the inputs.
+$(FUZZ)/.made: | $(BIN)/python
+	-$(BIN)/python -m pip install --quiet --target $(FUZZ) --no-deps --only-binary :all: atheris==3.0.0
+	@mkdir -p $(FUZZ) && touch $@
+
+## make fuzz           damaged files at the parsers of what strangers send; SECONDS=60 for each, PARSERS="tuf tar"
+fuzz: $(DEV) $(FUZZ)/.made
+	@PYTHONPATH=$(FUZZ) $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) $(PARSERS)
+
 ## make check          lint, types, import rules
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -78,6 +89,6 @@ wheel-client: $(DEV)
 
 ## make clean          remove what the other targets made
 clean:
-	rm -rf $(VENV) $(OPENVINO) $(PERF) $(PEERS) .bench .hypothesis build dist
+	rm -rf $(VENV) $(OPENVINO) $(PERF) $(PEERS) $(FUZZ) .fuzz .bench .hypothesis build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 20  # a full configuration is about 2 KB
 MAX_DEPTH = 8  # sections, keys and lists need three
 
+MAX_NUMBER_CHARACTERS = (
+    100  # PyYAML's numbers to base 60 ("1:59:59…") take time by the square of their length
+)
+
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+
 # What PyYAML lets out of a scalar that is not what it says: "2026-13-45" is no date, "!!bool maybe" no truth.
 _NO_VALUE = (ValueError, KeyError, IndexError, AttributeError)
 
@@ -116,6 +122,11 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, line: int) -> Node:
     if isinstance(node, yaml.SequenceNode):
         items = [_convert(loader, item, source, item.start_mark.line + 1) for item in node.value]
         return Node(items, "", line)
+    if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER_CHARACTERS:
+        raise ConfigError(
+            f"{source}:{line}: expected a number of at most {MAX_NUMBER_CHARACTERS} characters, "
+            f"got {len(node.value)}"
+        )
     try:
         value = loader.construct_object(node)
     except _NO_VALUE as error:

@@ -18,10 +18,13 @@ from skerry.terms import GIB, MAX_VERSION, MIB, check_model_name
 
 #: ONNX Runtime cannot build the smallest session in less address space.
 LEAST_MEMORY_BYTES = 64 * MIB
+#: More than any address space has, and few enough for every system call and timer that is told about it.
+MOST_BYTES = 1 << 50
+MOST_S = 36_500 * 86_400
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "ms": 0.001}
 _SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_QUANTITY = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s{0,20}([A-Za-z]{0,3})")
 
 _SERVED = re.compile(r"all|latest(?::([1-9][0-9]{0,3}))?|[1-9][0-9]{0,17}(?:,[1-9][0-9]{0,17})*")
 
@@ -58,19 +61,25 @@ def served(text: str) -> Served:
 
 def seconds(value: float | str) -> float:
     """'1h', '500ms', 30 -> seconds."""
-    return _quantity(value, _UNITS, "a duration such as 30, '500ms', '10s', '1h'")
+    return _quantity(value, _UNITS, "a duration such as 30, '500ms', '10s', '1h'", MOST_S)
 
 
 def size_bytes(value: float | str) -> int:
     """'512MiB', '2GiB', 1048576 -> bytes."""
-    return int(_quantity(value, _SIZES, "a size such as 1048576, '512MiB', '2GiB'"))
+    return int(_quantity(value, _SIZES, "a size such as 1048576, '512MiB', '2GiB'", MOST_BYTES))
 
 
-def _quantity(value: float | str, units: dict[str, float] | dict[str, int], expected: str) -> float:
-    match = _QUANTITY.fullmatch(str(value).strip())
+def _quantity(
+    value: float | str, units: dict[str, float] | dict[str, int], expected: str, most: int
+) -> float:
+    text = str(value).strip()
+    match = _QUANTITY.fullmatch(text)
     if match is None or match[2] not in units:
-        raise ConfigError(f"expected {expected}, got {value!r}")
-    return float(match[1]) * units[match[2]]
+        raise ConfigError(f"expected {expected}, got {text[:80]!r}")
+    amount = float(match[1]) * units[match[2]]
+    if amount > most:
+        raise ConfigError(f"expected {expected}, at most {most}, got {text[:80]!r}")
+    return amount
 
 
 class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

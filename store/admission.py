@@ -171,7 +171,7 @@ class Metadata:
             at_unix=now.wall.timestamp(),
             pinned=_sha256(pinned) if is_pinned else None,
             admission=self._admission(trusted, None, now, "found on this disk") if trusted else None,
-            floors=_floors(trusted) if trusted else None,
+            floors=floors_of(trusted) if trusted else None,
             time_floor=trusted.issued if trusted else None,
             events=events,
         )
@@ -313,7 +313,7 @@ class Metadata:
         """An offer of what this node has signed itself."""
         now = self.clock()
         judged_at = trusted.issued or NEVER
-        return Offer(trusted, _floors(trusted), judged_at, now, carrier)
+        return Offer(trusted, floors_of(trusted), judged_at, now, carrier)
 
     def sweep(self) -> None:
         """Remove metadata that is not in force, and what killed writers left."""
@@ -421,7 +421,7 @@ def _has_expired(trusted: Trusted, reference: datetime) -> bool:
     return any(role.expires <= reference for role in roles)
 
 
-def _floors(trusted: Trusted) -> dict[str, Floor]:
+def floors_of(trusted: Trusted) -> dict[str, Floor]:
     """What a chain that was admitted keeps from falling."""
     root = trusted.root
     timestamp_keys, snapshot_keys = (tufchecks.fingerprint(root, role) for role in ("timestamp", "snapshot"))

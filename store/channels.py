@@ -65,8 +65,9 @@ def find(trusted: Trusted, group: str) -> Channel:
             f"channel {group}: expected the signed document {path}, found none",
             "`skerry repo channel set` writes one; `registry.channel` in skerry.yaml names the one to follow",
         )
-    text = (found.target.custom or {}).get("channel")
-    data = text.encode() if isinstance(text, str) else b""
+    custom = found.target.custom if isinstance(found.target.custom, dict) else {}
+    text = custom.get("channel")
+    data = text.encode(errors="replace") if isinstance(text, str) else b""
     if len(data) > MAX_DOCUMENT_BYTES or hashlib.sha256(data).hexdigest() != found.target.hashes.get(
         "sha256"
     ):

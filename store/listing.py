@@ -6,6 +6,8 @@ Leaves out: how it came about (store.registry, store.verify). Imports no tuf: th
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from skerry import errors
@@ -15,7 +17,25 @@ from skerry.terms import MIB
 MAX_LISTING_BYTES = 64 * MIB  # four times the largest signed targets file
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who made a model, as it was verified when it was admitted.
+
+    Attributes:
+        method: "key" or "certificate".
+        signer: the key's fingerprint, sha256:<hex>, or the subject of the certificate.
+        bundle: digest of the file with the signature.
+        files: how many files were signed together.
+        model: the model's digest as it was signed, with its algorithm; empty if it was signed in pieces.
+    """
+
+    method: str
+    signer: str
+    bundle: str
+    files: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    model: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One version of a model that signed metadata names.
 
     `installed`: a file of the right name and length is there; its bytes are checked when it is loaded. `release` counts
@@ -30,6 +50,7 @@ class Entry(msgspec.Struct, frozen=True):
     installed: bool
     release: int = 1
     role: str = ""
+    provenance: Provenance | None = None
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -57,6 +78,8 @@ class Refusal(msgspec.Struct, frozen=True):
 
 def encode(document: Listing | Refusal) -> bytes:
     """The document as JSON."""
+    if isinstance(document, Listing):
+        document = msgspec.structs.replace(document, problems=tuple(map(_text, document.problems)))
     return msgspec.json.encode(document)
 
 
@@ -86,7 +109,7 @@ def parse(data: bytes) -> Listing:
 
 
 def _text(message: str) -> str:
-    """`message` as JSON can carry it: the name of a file need not be UTF-8."""
+    """`message` as JSON can carry it: the name of a file or of a target need not be UTF-8."""
     return message.encode("utf-8", "backslashreplace").decode()
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from tuf.api.metadata import Root, TargetFile  # type: ignore[attr-defined]  # public there, without __all__
 
+    from store.listing import Provenance
     from store.places import Places
     from store.timekeeping import Reading
 
@@ -144,7 +145,13 @@ class Registry:
     # -- changing --------------------------------------------------------------------------------------
 
     def add(
-        self, model: int | Path, name: str, version: int | None = None, manifest: Manifest | None = None
+        self,
+        model: int | Path,
+        name: str,
+        version: int | None = None,
+        manifest: Manifest | None = None,
+        *,
+        provenance: Provenance | None = None,
     ) -> Entry:
         """Store a model, sign it, and make it part of the registry. Makes the key at the first call.
 
@@ -154,6 +161,7 @@ class Registry:
             name: see skerry.terms.check_model_name.
             version: positive; by default the manifest's, or else one more than the newest.
             manifest: what is signed with it; its name and version may be empty.
+            provenance: who made it, as store.provenance verified it.
 
         Returns:
             The entry. Adding what is there already changes nothing, but repairs a damaged blob.
@@ -172,7 +180,8 @@ class Registry:
             targets.refuse_other_case(entries, name)
             number = wanted.version or 1 + max((e.version for e in entries if e.name == name), default=0)
             wanted = msgspec.structs.replace(wanted, version=number)
-            target = targets.make(self._ingest(model), wanted, self.next_release(name, entries))
+            release = self.next_release(name, entries)
+            target = targets.make(self._ingest(model), wanted, release, provenance)
             if target.path in signed:
                 targets.require_same(signed[target.path], target)
                 return targets.read(target.path, signed[target.path], signing.MODELS, self.blobs)

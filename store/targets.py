@@ -6,22 +6,23 @@ Leaves out: who signed (store.trust) and where the bytes are (store.blobs).
 A target's path is `models/NAME/VERSION.onnx`. Its custom part holds the manifest as JSON text: TUF signs
 canonical JSON, which has no fractions, and samples and tolerances are made of them. It also holds the release, a
 counter per name that never repeats: what a role revokes, it revokes below a release, so that a version can come back.
+It may hold the record of a verified provenance (store.provenance).
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public there, without __all__
 
 from skerry.errors import InvalidRequest, NotFound, SkerryError, TooLarge, Unsupported
 from skerry.manifest import Manifest
-from skerry.terms import MIB, check_model_name, parse_version
+from skerry.terms import MAX_VERSION, MIB, check_model_name, parse_version
 from store import delegations
 from store.blobs import MAX_BLOB_BYTES, BlobStore, Content
-from store.listing import Entry
+from store.listing import Entry, Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,10 @@ MAX_MANIFEST_BYTES = MIB
 LOWEST_RELEASES = "x-skerry-min-release"
 
 _CHANNELS = "channels/"
+# What a target of a newer kind, or of a hostile signer, may raise. ValueError: text that UTF-8 cannot carry, which
+# JSON can; RecursionError: values nested deeper than a thousand.
+_NOT_UNDERSTOOD = (SkerryError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError)
+
 _PATH = re.compile(r"models/([^/]+)/([0-9]+)\.onnx")
 
 
@@ -69,7 +74,7 @@ def read_all(trusted: Trusted | None, blobs: BlobStore, releases: Mapping[str, i
             continue
         try:
             entry = read(path, target, role, blobs)
-        except (SkerryError, msgspec.MsgspecError, KeyError, TypeError) as error:
+        except _NOT_UNDERSTOOD as error:
             problems.append(f"{path}: signed, but not understood: {error}")
             continue
         floor = max(lowest.get(entry.name, 0), (releases or {}).get(entry.name, 0))
@@ -101,7 +106,15 @@ def _declared(role: Targets) -> dict[str, int]:
     """What a role says of releases; what it says wrongly is not said."""
     value = role.unrecognized_fields.get(LOWEST_RELEASES)
     pairs = value.items() if isinstance(value, dict) else ()
-    return {model: release for model, release in pairs if isinstance(release, int) and release > 0}
+    return {model: release for model, release in pairs if _is_floor(model, release)}
+
+
+def _is_floor(model: object, release: object) -> bool:
+    try:
+        check_model_name(str(model))
+    except InvalidRequest:
+        return False
+    return isinstance(release, int) and 0 < release <= MAX_VERSION
 
 
 def _one_of_each_case(entries: list[Entry], problems: list[str]) -> list[Entry]:
@@ -123,7 +136,7 @@ def read(path: str, target: TargetFile, role: str, blobs: BlobStore) -> Entry:
     """One verified target as an entry.
 
     Raises:
-        SkerryError, msgspec.MsgspecError, KeyError, TypeError: it is not one of ours, or a newer kind.
+        one of _NOT_UNDERSTOOD: it is not one of ours, or a newer kind.
     """
     match = _PATH.fullmatch(path)
     if match is None:
@@ -135,19 +148,26 @@ def read(path: str, target: TargetFile, role: str, blobs: BlobStore) -> Entry:
         raise TooLarge(f"expected 1 to {MAX_BLOB_BYTES} bytes, got {target.length}")
     digest = f"sha256:{target.hashes['sha256']}"
     blobs.path(digest)  # raises if it is no digest
-    custom = target.custom or {}
+    custom = _custom(target)
     manifest = msgspec.json.decode(custom["manifest"], type=Manifest)
     manifest.check()
     release = custom.get("release", version)
-    if not isinstance(release, int) or release < 1:
-        raise InvalidRequest(f"release: expected a positive integer, got {release!r}")
+    if not isinstance(release, int) or not 0 < release <= MAX_VERSION:
+        raise InvalidRequest(f"release: expected an integer from 1 to {MAX_VERSION}, got {release!r}")
+    record = custom.get("provenance")
+    # By way of JSON, so that what cannot be listed is refused here and costs no other entry its listing.
+    provenance = None if record is None else msgspec.json.decode(msgspec.json.encode(record), type=Provenance)
     present = blobs.has(digest, target.length)
-    return Entry(name, version, digest, target.length, manifest, present, release=release, role=role)
+    return Entry(name, version, digest, target.length, manifest, present, release, role, provenance)
 
 
-def make(content: Content, manifest: Manifest, release: int) -> TargetFile:
+def make(
+    content: Content, manifest: Manifest, release: int, provenance: Provenance | None = None
+) -> TargetFile:
     """The target that stands for `content` as the manifest's name and version."""
-    custom = {"manifest": msgspec.json.encode(manifest).decode(), "release": release}
+    custom: dict[str, Any] = {"manifest": msgspec.json.encode(manifest).decode(), "release": release}
+    if provenance is not None:
+        custom["provenance"] = msgspec.to_builtins(provenance)
     hashes = {"sha256": content.digest.removeprefix("sha256:")}
     path = path_of(manifest.name, manifest.version)
     return TargetFile(content.size_bytes, hashes, path, {"custom": custom})
@@ -155,7 +175,7 @@ def make(content: Content, manifest: Manifest, release: int) -> TargetFile:
 
 def with_release(target: TargetFile, release: int) -> TargetFile:
     """The same target, signed for another time."""
-    custom = {**(target.custom or {}), "release": release}
+    custom = {**_custom(target), "release": release}
     return TargetFile(target.length, target.hashes, target.path, {"custom": custom})
 
 
@@ -199,9 +219,11 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
     Raises:
         InvalidRequest: they differ.
     """
+    was, now = _custom(signed), _custom(offered)
     for what, expected, got in (
         ("file", digest_of(signed), digest_of(offered)),
-        ("manifest", _manifest(signed), _manifest(offered)),
+        ("provenance", was.get("provenance"), now.get("provenance")),
+        ("manifest", was.get("manifest"), now.get("manifest")),
     ):
         if expected != got:
             raise InvalidRequest(
@@ -210,8 +232,8 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
             )
 
 
-def _manifest(target: TargetFile) -> object:
-    return (target.custom or {}).get("manifest")
+def _custom(target: TargetFile) -> dict[str, Any]:
+    return target.custom if isinstance(target.custom, dict) else {}
 
 
 def refuse_other_case(entries: Iterable[Entry], name: str) -> None:

@@ -44,14 +44,19 @@ class Reading(NamedTuple):
         return max(passed)
 
 
+def utc_now() -> datetime:
+    """The system's clock, whoever keeps it."""
+    return datetime.now(UTC)
+
+
 def kernel_clock() -> Reading:
     """The system's clock, believed if the kernel says that something keeps it right."""
-    return Reading(datetime.now(UTC), _is_synchronised())
+    return Reading(utc_now(), _is_synchronised())
 
 
 def trusted_clock() -> Reading:
     """The system's clock, believed because the operator says so."""
-    return Reading(datetime.now(UTC), synchronised=True)
+    return Reading(utc_now(), synchronised=True)
 
 
 def _is_synchronised() -> bool:

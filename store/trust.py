@@ -63,6 +63,8 @@ MAX_TIMESTAMP_BYTES = 16 * KIB
 MAX_SNAPSHOT_BYTES = 2 * MIB
 MAX_TARGETS_BYTES = 16 * MIB
 MAX_ROOTS = 256  # python-tuf's max_root_rotations
+MAX_METADATA_VERSION = 10**16  # of one change a microsecond, three hundred years
+MAX_ROLE_NAME_BYTES = 200  # quoted, as it stands in file names
 
 _ROOT_NAME = re.compile(r"([1-9][0-9]{0,15})\.root\.json")
 _Role = TypeVar("_Role", Timestamp, Snapshot, Targets)
@@ -359,7 +361,10 @@ class Client:
                 raise self._rollback(f"{role}.json", floor.version, offered.version)
         self.files[name] = data
         for file_name, offered in snapshot.meta.items():
-            self._see(file_name.removesuffix(".json"), keys, offered.version)
+            role = file_name.removesuffix(".json")
+            if not _is_writable(role):
+                raise Untrusted(f"{self.source.name}: {name}: expected names of roles, got {role[:200]!r}")
+            self._see(role, keys, offered.version)
 
     def _load(self, name: str, delegator: str) -> Targets:
         """A role as its delegator wants it verified.
@@ -427,6 +432,10 @@ class Client:
         return floor if floor is not None and floor.keys == keys else None
 
     def _see(self, role: str, keys: str, version: int, digest: str = "") -> None:
+        if version >= MAX_METADATA_VERSION:
+            raise Untrusted(
+                f"{self.source.name}: {role}.json: expected a version below {MAX_METADATA_VERSION}, got {version}"
+            )
         self.seen[role] = Floor(keys, version, digest)
 
     def _peek(self, data: bytes) -> Timestamp:
@@ -448,6 +457,14 @@ class Client:
             f"node has seen, got {got}",
             "fetch newer metadata; who owns the key can admit an old bundle again with `skerry bundle import`",
         )
+
+
+def _is_writable(role: str) -> bool:
+    """Whether files can be called after a role."""
+    try:
+        return len(quote(role, safe="")) <= MAX_ROLE_NAME_BYTES
+    except UnicodeEncodeError:  # JSON can hold what UTF-8 cannot
+        return False
 
 
 def _fits(data: bytes, meta: MetaFile) -> bool:

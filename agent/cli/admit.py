@@ -1,9 +1,9 @@
 """`skerry model add`: from a file, or a directory of a Triton repository, to a signed version that is served.
 
-Does: seal a private copy, scan it, load it once in a child with limits, sign and commit exactly those
-bytes, tell the daemon and wait for its verdict.
-Leaves out: each of these steps itself (store.blobs, providers.modelfile, providers.inspect, store.registry),
-what a directory says (agent.triton).
+Does: seal a private copy, compare it with its maker's signature if one is given, scan it, load it once in a child
+with limits, sign and commit exactly those bytes, tell the daemon and wait for its verdict.
+Leaves out: each of these steps itself (store.blobs, store.provenance, providers.modelfile, providers.inspect,
+store.registry), what a directory says (agent.triton).
 
 Rules
  * Every step looks at the sealed copy: the file may change under our hands, what is signed does not.
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent import paths
-from agent.cli import manifestfile, render
+from agent.cli import manifestfile, origin, render
 from agent.triton import repository
 from providers.inspect import Signature, inspect_model
 from providers.modelfile import scan
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from providers.modelfile import ModelSummary
     from skerry.client import Client
     from skerry.terms import TensorSpec
-    from store.listing import Entry
+    from store.listing import Entry, Provenance
+    from store.provenance import Verified
 
 INSPECT_S = 60.0  # as long as the daemon gives a model to load
 SERVED_S = 120.0  # inspection again, on every candidate device, and the probe
@@ -76,6 +77,7 @@ class Request:
     all_versions: bool
     manifest: Path | None
     wait: bool
+    claim: origin.Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,13 @@ def add(session: Session, request: Request) -> None:
     Raises:
         InvalidRequest: the file is no model that can be served.
         ConfigError: the manifest is wrong.
-        Untrusted: the registry on disk does not verify, or this version exists with other bytes.
+        Untrusted: the registry on disk does not verify, this version exists with other bytes, or the claimed
+            provenance is not that of the file.
         Unavailable: it is signed, and the daemon does not serve it; the message has the reason.
     """
+    verified = request.claim.verify(request.file) if request.claim else None
     for candidate in _candidates(session, request):
-        entry, signature = _admit(session, candidate)
+        entry, signature = _admit(session, candidate, request.file, verified)
     if _announce(session, entry, wait=request.wait):
         _say(session, "try it", _example(session, entry.name, signature))
 
@@ -136,12 +140,17 @@ def _versions(session: Session, request: Request, model: TritonModel) -> list[_C
     return candidates
 
 
-def _admit(session: Session, candidate: _Candidate) -> tuple[Entry, Signature]:
+def _admit(
+    session: Session, candidate: _Candidate, root: Path, verified: Verified | None
+) -> tuple[Entry, Signature]:
     sealed = seal_file(candidate.file)
     try:
         _say(session, "sealed", f"{render.short_digest(sealed.digest)}…, {render.size(sealed.size_bytes)}")
+        record = verified.model(sealed.fd, origin.signed_path(candidate.file, root)) if verified else None
+        if record:
+            _say(session, "made by", origin.summary(msgspec.to_builtins(record)))
         signature = _examine(session, sealed, candidate)
-        return _sign(session, sealed, candidate), signature
+        return _sign(session, sealed, candidate, record), signature
     finally:
         os.close(sealed.fd)
 
@@ -171,10 +180,12 @@ def _specs(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)
 
 
-def _sign(session: Session, sealed: Sealed, candidate: _Candidate) -> Entry:
+def _sign(session: Session, sealed: Sealed, candidate: _Candidate, record: Provenance | None) -> Entry:
     paths.prepare(session.paths)
     with session.remarks.status("signing"):
-        entry = session.registry.add(sealed.fd, candidate.name, candidate.version, candidate.manifest)
+        entry = session.registry.add(
+            sealed.fd, candidate.name, candidate.version, candidate.manifest, provenance=record
+        )
     _say(session, "signed", f"{entry.name}/{entry.version}, {entry.digest}")
     return entry
 

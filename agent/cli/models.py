@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import typer
 
-from agent.cli import render
+from agent.cli import origin, render
 from agent.cli.session import AsJson, print_json, session_of
 from skerry.errors import NotFound, Untrusted
 
@@ -58,12 +58,17 @@ def add(  # noqa: PLR0913 - one parameter per option
     manifest: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Manifest in YAML.", show_default=False)
     ] = None,
+    provenance: origin.BundleOption = None,
+    provenance_key: origin.KeyOption = None,
+    provenance_ca: origin.CaOption = None,
     wait: Annotated[bool, typer.Option(help="Wait until a running daemon serves it.")] = True,
 ) -> None:
     """Check a model, sign it with this node's key, and serve it."""
     from agent.cli import admit  # noqa: PLC0415 - brings TUF
 
-    admit.add(session_of(context), admit.Request(file, name, version, all_versions, manifest, wait))
+    claim = origin.claim(provenance, provenance_key, provenance_ca)
+    request = admit.Request(file, name, version, all_versions, manifest, wait, claim)
+    admit.add(session_of(context), request)
 
 
 @app.command("list")
@@ -102,6 +107,8 @@ def show(context: typer.Context, name: Name, *, version: Version = None, as_json
         return
     for document in documents:
         manifest = document.pop("manifest")
+        if "provenance" in document:
+            document["provenance"] = origin.summary(document["provenance"])
         session.console.print(
             render.facts((key, _plain(value)) for key, value in _flat({**document, **manifest}))
         )

@@ -197,3 +197,5 @@ def _follow(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise StorageFailed(f"{path}: cannot follow: {error}") from error
+    except ValueError as error:  # a zero byte
+        raise ConfigError(f"{str(path)!r}: expected the name of a file, got none: {error}") from None

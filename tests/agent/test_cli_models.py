@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zoo
 from fakedaemon import FakeDaemon
+from maker import Maker
 from typer.testing import CliRunner
 
 from agent.cli import admit, exits
@@ -230,6 +231,87 @@ def test_a_home_that_trusts_nobody_says_so(skerry):
     facts = json.loads(skerry("trust", "show", "--json").stdout)
     assert facts == {"mode": "none", "fingerprint": "", "root_version": None, "revision": 0, "root": None}
     assert "no root yet" in skerry("trust", "show").stdout
+
+
+# -- provenance
+
+
+@pytest.fixture(scope="module")
+def maker():
+    """Certified until long after these tests are run: the command line goes by the real clock."""
+    return Maker(days=36_500)
+
+
+@pytest.fixture
+def claim(maker, tmp_path):
+    """claim(files) -> the options that name a bundle about them and the maker's key, or the authority."""
+
+    def write(files, *, certified=False):
+        (tmp_path / "model.sig").write_bytes(maker.sign(files, certified=certified))
+        (tmp_path / "maker.pem").write_bytes(maker.authority_pem if certified else maker.pem)
+        option = "--provenance-ca" if certified else "--provenance-key"
+        return ["--provenance", tmp_path / "model.sig", option, tmp_path / "maker.pem"]
+
+    return write
+
+
+@pytest.mark.parametrize("certified", [False, True])
+def test_who_made_a_model_is_checked_signed_and_shown(skerry, model, claim, certified):
+    data = zoo.add(1)
+    options = claim({"model.onnx": data, "README": b""}, certified=certified)
+    result = skerry("model", "add", model(data), "--name", "alpha", *options)
+    assert result.exit_code == exits.OK, result.stderr
+    assert skerry("model", "add", model(zoo.scale(2)), "--name", "beta").exit_code == exits.OK
+    (shown,) = json.loads(skerry("model", "show", "alpha", "--json").stdout)["models"]
+    record = shown["provenance"]
+    assert (record["model"], record["files"]) == (shown["digest"], 2)
+    line = f"{record['method']} {record['signer']}, 2 files, bundle {record['bundle']}"
+    assert record["signer"].startswith("CN=Example" if certified else "sha256:")
+    assert f"made by    {line}" in result.stderr
+    folded = "".join(skerry("model", "show", "alpha").stdout.split())
+    assert f"provenance{line}".replace(" ", "") in folded
+    assert "provenance" not in skerry("model", "show", "beta").stdout
+
+
+def test_a_model_that_its_maker_did_not_sign_is_not_signed_here_either(skerry, model, claim, home):
+    options = claim({"model.onnx": zoo.add(1)})
+    for file, complaint in (
+        (model(zoo.add(2)), "as signed"),
+        (model(zoo.add(1), "other.onnx"), "signed file"),
+    ):
+        result = skerry("model", "add", file, "--name", "alpha", *options)
+        assert result.exit_code == exits.UNTRUSTED
+        assert complaint in result.stderr
+    assert listed(skerry) == []
+    assert not (home / "keys").exists()
+
+
+def test_a_provenance_needs_a_bundle_and_one_anchor(skerry, model, claim):
+    options = claim({"model.onnx": zoo.add(1)})
+    key = options[-1]
+    for wrong in (options[:2], options[2:], [*options, "--provenance-ca", key]):
+        result = skerry("model", "add", model(zoo.add(1)), "--name", "alpha", *wrong)
+        assert result.exit_code == exits.USAGE
+        assert "expected a bundle and one of --provenance-key and --provenance-ca" in result.stderr
+
+
+def test_of_a_directory_every_file_has_to_be_signed(skerry, tmp_path, claim):
+    files = {"1/model.onnx": zoo.add(1), "3/model.onnx": zoo.add(3), "labels.txt": b"a"}
+    for name, data in files.items():
+        path = tmp_path / "alpha" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    add = ["model", "add", tmp_path / "alpha", "--all-versions", *claim(files)]
+    (tmp_path / "alpha/labels.txt").write_bytes(b"b")
+    assert skerry(*add).exit_code == exits.UNTRUSTED
+    assert listed(skerry) == []
+    (tmp_path / "alpha/labels.txt").write_bytes(b"a")
+    assert skerry(*add).exit_code == exits.OK
+    models = json.loads(skerry("model", "list", "--json").stdout)["models"]
+    assert [(each["version"], each["provenance"]["model"]) for each in models] == [
+        (1, models[0]["digest"]),
+        (3, models[1]["digest"]),
+    ]
 
 
 def daemon_that_says(home, **model):

@@ -146,6 +146,7 @@ def test_wrong_value_names_line_expected_and_got(write, section, entry, complain
         ("log:\n  level: info\n  level: debug\n", ":3: key 'level' stands twice, first on line 2"),
         ("log:\n  level: [info\n", ":3: broken YAML:"),
         ("log:\n\tlevel: info\n", ":2: broken YAML:"),
+        ("log:\n  level: 1" + ":59" * 40 + "\n", ":2: expected a number of at most 100 characters, got 121"),
         ("a: &x 1\nb: *x\n", ":1: broken YAML: anchors and aliases are not accepted"),
         ("log: {}\n---\nipc: {}\n", ":2: broken YAML:"),
         ("log:\n  level: !!python/name:os.system\n", ":2: broken YAML:"),

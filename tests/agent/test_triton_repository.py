@@ -458,6 +458,11 @@ def test_a_file_that_is_named_and_not_there_is_a_mistake(refused, missing):
     assert "no such file, and config.pbtxt names it" in said
 
 
+def test_a_name_that_no_file_can_have_is_refused(refused):
+    said = refused(r"output { name: 'output' label_filename: 'a\0b' }")
+    assert "expected the name of a file, got none" in said
+
+
 def test_labels_that_are_no_text_are_refused(refused):
     said = refused(
         "output { name: 'output' label_filename: 'l' }", prepare=lambda at: (at / "l").write_bytes(b"\xff")
