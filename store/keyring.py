@@ -12,6 +12,7 @@ Rules
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,18 +36,22 @@ FILE = "file"
 KEYS_JSON = "keys.json"
 MAX_KEYS_JSON_BYTES = MIB
 
+_ID = re.compile(r"[0-9a-f]{4,64}")
+
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A public key, and the URI that signs with it; "" where only others can."""
+    """A public key, the URI that signs with it ("" where only others can), and what people call it."""
 
     key: Key
     uri: str = ""
+    label: str = ""
 
 
 class _Known(msgspec.Struct):
-    uri: str
     public: dict[str, Any]
+    uri: str = ""
+    label: str = ""
 
 
 class _KeysFile(msgspec.Struct):
@@ -84,18 +89,21 @@ class Keyring:
         return named
 
     def remember(self, named: Named) -> None:
-        """Write down which URI signs for this key; nothing for keys that only others have.
+        """Write down which URI signs for this key, and what it is called.
 
         Raises:
             StorageFailed: the disk refused.
         """
-        if not named.uri or self._folder is None:
+        if self._folder is None:
+            return
+        had = self._known.get(named.key.keyid)
+        if had is not None and not named.uri:  # its public half says nothing new
             return
         known = _read_known(self._folder / KEYS_JSON) | {named.key.keyid: named}
         self._known[named.key.keyid] = named
         document = _KeysFile(
             {
-                keyid: _Known(_relative(item.uri, self._folder), item.key.to_dict())
+                keyid: _Known(item.key.to_dict(), _relative(item.uri, self._folder), item.label)
                 for keyid, item in sorted(known.items())
             }
         )
@@ -103,9 +111,18 @@ class Keyring:
         durable.make_dir(self._folder)
         durable.write(self._folder / KEYS_JSON, data)
 
-    def given(self) -> list[Signer]:
-        """Signers of the keys that were named for this command."""
-        return [signer for keyid in self._given if (signer := self.signer(keyid)) is not None]
+    def id_of(self, text: str) -> str:
+        """The id, or its beginning, that `text` stands for: an id, a label, or a key's file or URI."""
+        labelled = [keyid for keyid, named in self._known.items() if named.label == text]
+        if len(labelled) == 1:
+            return labelled[0]
+        if _ID.fullmatch(text) and not Path(text).exists():
+            return text
+        return identify(text, self.ask).key.keyid
+
+    def named(self, keyid: str) -> Named | None:
+        """What is remembered of a key."""
+        return self._known.get(keyid)
 
     def signers(self, keyids: tuple[str, ...]) -> Iterator[Signer]:
         """Signers of those of these keys that are at hand."""
@@ -123,7 +140,7 @@ class Keyring:
         """
         if keyid not in self._open:
             named = self._known.get(keyid)
-            self._open[keyid] = self._opened(named) if named else None
+            self._open[keyid] = self._opened(named) if named and named.uri else None
         return self._open[keyid]
 
     def _opened(self, named: Named) -> Signer | None:
@@ -158,7 +175,7 @@ def identify(text: str, ask: Callable[[str], str]) -> Named:
     if colon and scheme in {FILE, *tokens.SCHEMES}:
         if scheme != FILE:
             uri, key = tokens.fetch(scheme, rest, text, ask)
-            return Named(key, uri)
+            return Named(key, uri, uri)
         text = rest
     elif colon and "/" not in scheme and not Path(text).exists():
         schemes = ", ".join(sorted({FILE, *tokens.SCHEMES}))
@@ -168,8 +185,16 @@ def identify(text: str, ask: Callable[[str], str]) -> Named:
     if b"PRIVATE KEY" not in data:
         if colon and scheme == FILE:
             raise InvalidRequest(f"{path}: expected a private key in PKCS8 PEM form, got something else")
-        return Named(keyfiles.parse_public(data, str(path)))
-    return Named(keyfiles.load(path).public_key, f"{FILE}:{path}")
+        return Named(keyfiles.parse_public(data, str(path)), label=_label(path))
+    return Named(keyfiles.load(path).public_key, f"{FILE}:{path}", _label(path))
+
+
+def _label(path: Path) -> str:
+    """bob.pem, bob.pub and bob.pem.pub are bob's; key.pem in a folder bob is bob's, too."""
+    name = path.name
+    while (shorter := name.removesuffix(".pub").removesuffix(".pem").removesuffix(".json")) != name:
+        name = shorter
+    return f"{path.parent.name}/{name}" if name in {"key", "id", "private", "public"} else name
 
 
 def open_signer(named: Named, ask: Callable[[str], str]) -> Signer:
@@ -211,7 +236,9 @@ def _read_known(path: Path) -> dict[str, Named]:
         if document.format != 1:
             raise Unsupported(f"{path}: expected format 1, got {document.format}", "use a newer skerry")
         return {
-            keyid: Named(Key.from_dict(keyid, dict(known.public)), _absolute(known.uri, path.parent))
+            keyid: Named(
+                Key.from_dict(keyid, dict(known.public)), _absolute(known.uri, path.parent), known.label
+            )
             for keyid, known in document.keys.items()
         }
     except (ValueError, TypeError, KeyError, msgspec.MsgspecError) as error:

@@ -117,6 +117,11 @@ class Repository:
                 "`skerry repo init` makes one; --repo or SKERRY_REPO says where it is",
             )
 
+    def refuse_existing(self) -> None:
+        """Raise InvalidRequest where there is one."""
+        if self.exists():
+            raise InvalidRequest(f"{self.folder}: expected no repository, found one", "choose another --repo")
+
     def published(self) -> Published | None:
         """What is out, verified; None before the first commit."""
         return published.load(self.metadata)
@@ -138,9 +143,8 @@ class Repository:
         Raises:
             InvalidRequest: there is one already.
         """
-        if self.exists():
-            raise InvalidRequest(f"{self.folder}: expected no repository, found one", "choose another --repo")
-        with self._exclusive():
+        self.refuse_existing()
+        with self.alone():
             now = self.now()
             holders = {
                 roles.ROOT: plan.root,
@@ -197,7 +201,7 @@ class Repository:
             NotFound: there is no repository.
         """
         self.require()
-        with self._exclusive():
+        with self.alone():
             yield self.look()
 
     def settle(self, change: Change, *, renew: bool = False) -> Outcome:
@@ -205,7 +209,8 @@ class Repository:
         return self._settle(change.drafts, change.remarks, renew=renew)
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
+        """Exclude other changes; clean up before and after."""
         for place in (self.metadata, self.blobs.root, self.drafts.folder):
             durable.make_dir(place)
         with durable.locked(self.folder / ".lock"):

@@ -160,10 +160,11 @@ def set_channel(repository: Repository, group: str, models: Mapping[str, Sequenc
         return repository.settle(change)
 
 
-def channels(documents: Mapping[str, Targets]) -> dict[str, dict[str, list[int]]]:
-    """Group -> model name -> versions.
+def channels(documents: Mapping[str, Targets], only: str | None = None) -> dict[str, dict[str, list[int]]]:
+    """Group -> model name -> versions; of one group if `only` names it.
 
     Raises:
+        NotFound: there is no such group.
         Untrusted: a signed channel is not understood.
     """
     found: dict[str, dict[str, list[int]]] = {}
@@ -175,6 +176,12 @@ def channels(documents: Mapping[str, Targets]) -> dict[str, dict[str, list[int]]
                 found[match[1]] = dict(json.loads(target.custom["channel"])["models"])
         except (ValueError, KeyError, TypeError) as error:
             raise Untrusted(f"{path}: signed, but not understood: {error}") from error
+    if only is not None:
+        if only not in found:
+            raise NotFound(
+                f"channel {only}: not in this repository", f"there are: {', '.join(found) or 'none'}"
+            )
+        return {only: found[only]}
     return found
 
 

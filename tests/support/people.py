@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,6 +51,14 @@ def fetched(tree, cache, root, *wanted):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@contextmanager
+def memory_folder():
+    """A folder in memory where there is one: hundreds of fsyncs a test are for the disk's tests to wait for."""
+    memory = "/dev/shm"  # noqa: S108 - the folder in it is our own
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 def nobody(_secret):
