@@ -135,7 +135,8 @@ def _keys(repository: Repository, found: list[RoleStanding]) -> tuple[KeyStandin
     signs_for: dict[str, list[str]] = {}
     for item in found:
         parties = item.pending.parties if item.pending else ()
-        for keyid in {*item.keys, *(key for party in parties for key in (*party.signed, *party.unsigned))}:
+        asked = (keyid for party in parties for keyid in (*party.signed, *party.unsigned))
+        for keyid in dict.fromkeys((*asked, *item.keys)):  # in this order, each once
             signs_for.setdefault(keyid, []).append(item.role)
     keys = []
     for keyid, their in signs_for.items():

@@ -21,7 +21,7 @@ import msgspec
 
 from agent import paths
 from agent.cli import render
-from agent.cli.candidates import candidates, examined, say
+from agent.cli.candidates import candidates, examined
 from skerry.errors import DeadlineExceeded, NotRunning, Unavailable
 from store.registry import Registry
 
@@ -66,7 +66,7 @@ def add(session: Session, request: Request) -> None:
     for candidate in candidates(session, request):
         entry, signature = _admit(session, candidate)
     if _announce(session, entry, wait=request.wait):
-        say(session, "try it", _example(session, entry.name, signature))
+        session.say("try it", _example(session, entry.name, signature))
 
 
 def _admit(session: Session, candidate: Candidate) -> tuple[Entry, Signature]:
@@ -79,7 +79,7 @@ def _sign(session: Session, sealed: Sealed, candidate: Candidate) -> Entry:
     registry = Registry(session.paths.registry, session.paths.keys)
     with session.remarks.status("signing"):
         entry = registry.add(sealed.fd, candidate.name, candidate.version, candidate.manifest)
-    say(session, "signed", f"{entry.name}/{entry.version}, {entry.digest}")
+    session.say("signed", f"{entry.name}/{entry.version}, {entry.digest}")
     return entry
 
 
@@ -99,13 +99,13 @@ def _announce(session: Session, entry: Entry, *, wait: bool) -> bool:
     with session.remarks.status("telling the daemon"):
         told = refresh(session)
     if told is None:
-        say(session, "no daemon", "it will be served when one starts: `skerry run`")
+        session.say("no daemon", "it will be served when one starts: `skerry run`")
     if told is None or not wait:
         return False
     with session.remarks.status("waiting until it is served"), session.client() as client:
         model = _settled(client, entry, started + SERVED_S)
     if model.get("asleep"):
-        say(session, "admitted", f"{entry.name}/{entry.version}: {model['reason']}")
+        session.say("admitted", f"{entry.name}/{entry.version}: {model['reason']}")
         return True
     if model["state"] != "READY":
         raise Unavailable(
@@ -113,8 +113,7 @@ def _announce(session: Session, entry: Entry, *, wait: bool) -> bool:
             f"`skerry why {entry.name}` shows what was tried; `skerry model remove` takes it back",
         )
     took_s = time.monotonic() - started
-    say(
-        session,
+    session.say(
         "serving",
         f"{entry.name}/{entry.version} on {render.device(model['device'])} after {took_s:.2f} s",
     )

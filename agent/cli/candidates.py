@@ -84,8 +84,7 @@ def _versions(session: Session, request: Request, model: TritonModel) -> list[Ca
         rows = [[outcome.key, outcome.value, outcome.became] for outcome in model.outcomes]
         session.remarks.print(render.table(["KEY", "CONFIG.PBTXT", "BECOMES"], rows))
     else:
-        say(
-            session,
+        session.say(
             "no config",
             f"{model.directory} has no {repository.CONFIG}: defaults, and what the file says",
         )
@@ -101,7 +100,7 @@ def examined(session: Session, candidate: Candidate) -> Iterator[tuple[Sealed, S
     """
     sealed = seal_file(candidate.file)
     try:
-        say(session, "sealed", f"{render.short_digest(sealed.digest)}…, {render.size(sealed.size_bytes)}")
+        session.say("sealed", f"{render.short_digest(sealed.digest)}…, {render.size(sealed.size_bytes)}")
         yield sealed, _examine(session, sealed, candidate)
     finally:
         os.close(sealed.fd)
@@ -111,11 +110,11 @@ def _examine(session: Session, sealed: Sealed, candidate: Candidate) -> Signatur
     with session.remarks.status("reading the model"):
         summary = _scan(sealed)
     nodes = "1 node" if summary.nodes == 1 else f"{summary.nodes} nodes"
-    say(session, "checked", f"{nodes}, nothing outside the file")
+    session.say("checked", f"{nodes}, nothing outside the file")
     memory_bytes = candidate.manifest.limits.memory_bytes
     with session.remarks.status("loading it in a child process"):
         signature = inspect_model(sealed.fd, memory_bytes=memory_bytes, timeout_s=INSPECT_S)
-    say(session, "loaded", f"{_specs(signature.inputs)} -> {_specs(signature.outputs)}")
+    session.say("loaded", f"{_specs(signature.inputs)} -> {_specs(signature.outputs)}")
     if candidate.origin is not None:
         candidate.origin.check_file(*signature, summary.unranked)
     return signature
@@ -130,8 +129,3 @@ def _scan(sealed: Sealed) -> ModelSummary:
 
 def _specs(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)
-
-
-def say(session: Session, what: str, detail: str) -> None:
-    """A line of what was done, on stderr."""
-    session.remarks.print(f"{what:10} {detail}", markup=False, soft_wrap=True)

@@ -40,7 +40,7 @@ client.refresh()
 found = {}
 for path in wanted:
     info = client.get_targetinfo(path)
-    found[path] = None if info is None else Path(client.download_target(info)).read_text()
+    found[path] = None if info is None else Path(client.download_target(info)).read_text("latin-1")
 print(json.dumps(found))
 """
 

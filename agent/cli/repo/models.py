@@ -42,7 +42,7 @@ def add(  # noqa: PLR0913 - one parameter per option
     key: Keys = None,
 ) -> None:
     """Check a model as `skerry model add` does, and sign it."""
-    from agent.cli.candidates import Request, candidates, examined, say  # noqa: PLC0415 - brings TUF
+    from agent.cli.candidates import Request, candidates, examined  # noqa: PLC0415 - brings TUF
     from agent.cli.repo.said import tell  # noqa: PLC0415 - likewise
     from store import stock  # noqa: PLC0415 - likewise
 
@@ -56,7 +56,7 @@ def add(  # noqa: PLR0913 - one parameter per option
                 repository, sealed.fd, candidate.name, candidate.version, candidate.manifest
             )
         word = "waits" if any(item.role == role for item in outcome.waiting) else "signed"
-        say(place.session, word, f"{entry.name}/{entry.version} in {role}, {entry.digest}")
+        place.session.say(word, f"{entry.name}/{entry.version} in {role}, {entry.digest}")
     tell(place.session, repository, outcome)
 
 
@@ -113,7 +113,6 @@ def remove(
     key: Keys = None,
 ) -> None:
     """Take a model out; devices stop serving it when they next look."""
-    from agent.cli.candidates import say  # noqa: PLC0415 - brings TUF
     from agent.cli.repo.said import tell  # noqa: PLC0415 - likewise
     from store import stock  # noqa: PLC0415 - likewise
 
@@ -121,13 +120,11 @@ def remove(
     repository = place.open(key)
     gone, again, outcome = stock.remove(repository, name, version, revoke=revoke)
     for entry in gone:
-        say(
-            place.session, "revoked" if revoke else "removed", f"{entry.name}/{entry.version}, {entry.digest}"
-        )
+        place.session.say("revoked" if revoke else "removed", f"{entry.name}/{entry.version}, {entry.digest}")
     if revoke and not gone:
-        say(place.session, "revoked", f"{name}: every release so far")
+        place.session.say("revoked", f"{name}: every release so far")
     for entry in again:
-        say(place.session, "kept", f"{entry.name}/{entry.version}, as a new release")
+        place.session.say("kept", f"{entry.name}/{entry.version}, as a new release")
     tell(place.session, repository, outcome)
 
 

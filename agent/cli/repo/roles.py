@@ -98,13 +98,12 @@ def init(  # noqa: PLR0913 - one parameter per option
 
 
 def _owner_key(place: Place, repository: Repository) -> Named:
-    from agent.cli.candidates import say  # noqa: PLC0415 - with the repository
     from store import keyfiles  # noqa: PLC0415 - brings TUF's libraries
 
     path = place.folder / OWNER_KEY
     if not path.exists():  # a command that was killed may have left it
         keyfiles.make(path)
-        say(place.session, "made", f"{path}: keep a copy in a safe place; who has it can sign")
+        place.session.say("made", f"{path}: keep a copy in a safe place; who has it can sign")
     return repository.keyring.give(str(path))
 
 
@@ -115,7 +114,6 @@ def key(
     as_json: AsJson = False,
 ) -> None:
     """Make a signing key in FILE and its public half in FILE.pub, which is what others need."""
-    from agent.cli.candidates import say  # noqa: PLC0415 - with what follows
     from store import keyfiles  # noqa: PLC0415 - brings TUF's libraries
 
     session = place_of(context).session
@@ -124,9 +122,9 @@ def key(
     if as_json:
         print_json({"id": made.keyid, "file": str(file), "public": public, "key": made.to_dict()})
         return
-    say(session, "made", f"{file}: secret, 0600; keep a copy in a safe place")
-    say(session, "public", f"{public}: hand it to who keeps the repository")
-    say(session, "id", made.keyid)
+    session.say("made", f"{file}: secret, 0600; keep a copy in a safe place")
+    session.say("public", f"{public}: hand it to who keeps the repository")
+    session.say("id", made.keyid)
     typer.echo(keyfiles.public_pem(made).decode(), nl=False)
 
 
@@ -156,7 +154,6 @@ def delegate(  # noqa: PLR0913 - one parameter per option
     sign_with: SignWith = None,
 ) -> None:
     """Let a team sign for the names that match, change that, or take it away."""
-    from agent.cli.candidates import say  # noqa: PLC0415 - brings TUF
     from agent.cli.repo.said import tell  # noqa: PLC0415 - likewise
     from store import offices  # noqa: PLC0415 - likewise
     from store.roles import Holders  # noqa: PLC0415 - likewise
@@ -169,7 +166,7 @@ def delegate(  # noqa: PLR0913 - one parameter per option
             raise InvalidRequest("delegate: expected --remove alone, got more with it")
         gone, outcome = offices.undelegate(repository, team, with_models=with_models)
         for path in gone:
-            say(place.session, "removed", path)
+            place.session.say("removed", path)
         tell(place.session, repository, outcome)
         return
     named = [repository.keyring.give(one) for one in key or ()]

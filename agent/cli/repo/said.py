@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cli import render
-from agent.cli.candidates import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,12 +44,12 @@ def tell(session: Session, repository: Repository, outcome: Outcome) -> None:
     found = standing(repository)
     names = Names(found)
     for remark in outcome.remarks:
-        say(session, "note", remark)
+        session.say("note", remark)
     if outcome.published:
-        say(session, "published", ", ".join(f"{role} {number}" for role, number in outcome.published.items()))
+        session.say("published", ", ".join(f"{role} {number}" for role, number in outcome.published.items()))
     for item in found.roles:
         if item.pending is not None:
-            say(session, "waiting", f"{item.role} {item.pending.version}: {wanted(item.pending, names)}")
+            session.say("waiting", f"{item.role} {item.pending.version}: {wanted(item.pending, names)}")
     asked = {
         keyid
         for item in found.roles
@@ -60,9 +59,9 @@ def tell(session: Session, repository: Repository, outcome: Outcome) -> None:
     }
     for keyid, why in outcome.absent.items():
         if keyid in asked:
-            say(session, "no key", f"{names(keyid)}: {why}")
+            session.say("no key", f"{names(keyid)}: {why}")
     for line in next_steps(found, published=bool(outcome.published)):
-        say(session, "next", line)
+        session.say("next", line)
 
 
 def wanted(pending: Pending, names: Names) -> str:
@@ -130,7 +129,7 @@ def print_standing(session: Session, found: Standing) -> None:
             session.console.print(render.table(headings, rows))
     for line in next_steps(found, published=False):
         if line != "nothing":
-            say(session, "next", line)
+            session.say("next", line)
 
 
 def _rows(role: str, pending: Pending, names: Names) -> list[list[str]]:

@@ -30,7 +30,6 @@ def sign(
     key: Keys = None,
 ) -> None:
     """Sign what waits. With FILE in a repository: take over its signatures. Elsewhere: sign FILE itself."""
-    from agent.cli.candidates import say  # noqa: PLC0415 - brings TUF
     from agent.cli.repo.said import tell  # noqa: PLC0415 - likewise
 
     place = place_of(context)
@@ -41,12 +40,11 @@ def sign(
     repository = place.open(key)
     came, outcome = repository.sign(file)
     if file is not None:
-        say(place.session, "took over", f"{came} new signature{'' if came == 1 else 's'} from {file}")
+        place.session.say("took over", f"{came} new signature{'' if came == 1 else 's'} from {file}")
     tell(place.session, repository, outcome)
 
 
 def _sign_elsewhere(place: Place, file: Path, keys: Sequence[str] | None) -> None:
-    from agent.cli.candidates import say  # noqa: PLC0415 - brings TUF
     from store.drafts import read  # noqa: PLC0415 - likewise
     from store.keyring import Keyring  # noqa: PLC0415 - likewise
     from store.repository import sign_carried  # noqa: PLC0415 - likewise
@@ -55,12 +53,12 @@ def _sign_elsewhere(place: Place, file: Path, keys: Sequence[str] | None) -> Non
     if not keys:
         raise InvalidRequest(f"{file}: expected a key to sign it with, got none", "give --key KEY")
     for word, text in describe(read(file)):
-        say(place.session, word, text)
+        place.session.say(word, text)
     keyring = Keyring(None, ask)
     _, signed = sign_carried(file, keyring, [keyring.give(key) for key in keys])
     for keyid in signed:
-        say(place.session, "signed", f"{file} with the key {keyid[:12]}")
-    say(place.session, "next", f"carry {file} back: skerry repo sign {file.name}")
+        place.session.say("signed", f"{file} with the key {keyid[:12]}")
+    place.session.say("next", f"carry {file} back: skerry repo sign {file.name}")
 
 
 def refresh(
@@ -98,15 +96,14 @@ def publish_dir(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The tree to serve.", show_default=False)],
 ) -> None:
     """Bring a folder up to date that any static server can serve and any TUF client can read."""
-    from agent.cli.candidates import say  # noqa: PLC0415 - brings TUF
     from store.publishing import publish  # noqa: PLC0415 - likewise
 
     place = place_of(context)
     with place.session.remarks.status("publishing"):
         written = publish(place.open(), folder)
-    say(
-        place.session,
+    files = "1 new file" if written.files == 1 else f"{written.files} new files"
+    place.session.say(
         "published",
-        f"{folder}: {written.files} new files, {render.size(written.bytes)} written, {written.removed} removed",
+        f"{folder}: {files}, {render.size(written.bytes)} written, {written.removed} removed",
     )
-    say(place.session, "next", f"serve {folder}; devices pin {folder}/metadata/1.root.json or a later root")
+    place.session.say("next", f"serve {folder}; devices pin {folder}/metadata/1.root.json or a later root")
