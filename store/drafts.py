@@ -57,7 +57,13 @@ class Drafts:
         return found
 
     def put(self, role: str, draft: Draft, demands: Sequence[Holders]) -> None:
-        """Write a draft, with the note of whose signatures it wants; one that is there already is left alone."""
+        """Write a draft, with the note of whose signatures it wants; one that is there already is left alone.
+
+        Raises:
+            TooLarge: no client would read it.
+            StorageFailed: the disk refused.
+        """
+        published.check_size(role, roles.encode(draft))
         draft.unrecognized_fields[NOTE] = {
             "role": role,
             "demands": [

@@ -189,6 +189,12 @@ def identify(text: str, ask: Callable[[str], str]) -> Named:
     return Named(keyfiles.load(path).public_key, f"{FILE}:{path}", _label(path))
 
 
+def exists(text: str) -> bool:
+    """Whether `text` names something that may be a key: a URI, or a file that is there."""
+    scheme, colon, _ = text.partition(":")
+    return bool(colon and scheme in {FILE, *tokens.SCHEMES}) or Path(text).expanduser().exists()
+
+
 def _label(path: Path) -> str:
     """bob.pem, bob.pub and bob.pem.pub are bob's; key.pem in a folder bob is bob's, too."""
     name = path.name

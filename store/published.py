@@ -21,7 +21,7 @@ from urllib.parse import quote
 from tuf.api.exceptions import BadVersionNumberError, ExpiredMetadataError, UnsignedMetadataError
 from tuf.api.metadata import Timestamp  # type: ignore[attr-defined]  # public there, without __all__
 
-from skerry.errors import NotFound, TooLarge, Untrusted
+from skerry.errors import TooLarge, Untrusted
 from store import durable, roles, trust, tufchecks
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ def limit_bytes(role: str) -> int:
     return limits.get(role, trust.MAX_TARGETS_BYTES)
 
 
+def check_size(role: str, data: bytes) -> None:
+    """Raise TooLarge if clients would not read so long a document of this role."""
+    if len(data) > limit_bytes(role):
+        raise TooLarge(f"{role}: expected at most {limit_bytes(role)} bytes, got {len(data)}")
+
+
 def load(folder: Path) -> Published | None:
     """What is published in `folder`, a `metadata/`; None before the first commit.
 
@@ -141,8 +147,7 @@ def verify(
         data = fetch(name, limit_bytes(role))
         if data is None:
             raise Untrusted(f"{where}: expected {name}, found none", _HINT)
-        if len(data) > limit_bytes(role):
-            raise TooLarge(f"{name}: expected at most {limit_bytes(role)} bytes, got {len(data)}")
+        check_size(role, data)
         files[name] = data
         return data
 
@@ -217,16 +222,6 @@ def version_of(published: Published | None, role: str) -> int:
 def all_targets(documents: Mapping[str, Targets]) -> dict[str, str]:
     """Target path -> role, of all roles."""
     return {path: role for role, document in documents.items() for path in document.targets}
-
-
-def require(published: Published | None) -> Published:
-    """This, or NotFound before the first commit."""
-    if published is None:
-        raise NotFound(
-            "repository: nothing is published yet; its first root waits for signatures",
-            "`skerry repo status` shows whose",
-        )
-    return published
 
 
 def _issued(timestamp: Timestamp) -> datetime:

@@ -247,12 +247,18 @@ def test_a_pin_comes_from_the_environment_or_the_terminal(monkeypatch):
     assert place_module.ask("pin") == "PIN of the token True"
 
 
-def test_a_made_key_prints_what_others_need(repo, place):
-    result = repo("key", "keys/ann.pem")
-    assert result.stdout == (place / "keys/ann.pem.pub").read_text()
-    document = json.loads(repo("key", "keys/bob.pem", "--json").stdout)
-    assert document["public"] == "keys/bob.pem.pub"
-    repo("key", "keys/ann.pem", code=exits.USAGE)
+def test_a_made_key_prints_what_others_need_and_one_that_is_there_stays(repo, place):
+    made = repo("key", "keys/ann.pem")
+    assert made.stdout == (place / "keys/ann.pem.pub").read_text()
+    secret = (place / "keys/ann.pem").read_bytes()
+    for same in ("keys/ann.pem", "file:keys/ann.pem", "keys/ann.pem.pub"):
+        shown = repo("key", same)
+        assert shown.stdout == made.stdout
+        assert said(shown) == {"id": said(made)["id"]}
+    (place / "ann.json").write_text(repo("key", "keys/ann.pem", "--json").stdout)
+    assert repo("key", "ann.json").stdout == made.stdout
+    assert (place / "keys/ann.pem").read_bytes() == secret
+    repo("key", "awskms:1", code=exits.USAGE)
 
 
 def test_the_repository_can_be_named_by_the_environment(repo, place, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from people import Office, holders, memory_folder
 from store_world import DiskOs, in_child, killed, tree
 
-from skerry.errors import Denied, InvalidRequest, NotFound, Untrusted
+from skerry.errors import Denied, InvalidRequest, NotFound, TooLarge, Untrusted
 from store import durable, offices, published, roles, stock
 from store.repository import Plan
 from store.stock import next_release
@@ -355,6 +355,16 @@ def test_a_public_key_cannot_sign(own):
     public = keyring.give(f"{own.bob.file}.pub")
     with pytest.raises(Denied, match="expected a key that can sign, got a public one"):
         sign_carried(own.folder / "pending/models.json", keyring, [public])
+
+
+def test_what_clients_would_not_read_does_not_even_wait(own, monkeypatch):
+    offices.rotate(own.open(), "models", [own.bob.key], [own.ann.id])
+    before = tree(own.folder / "pending")
+    room = (own.folder / "metadata/5.models.json").stat().st_size
+    monkeypatch.setattr(published, "limit_bytes", lambda role: room if role == "models" else 100_000)
+    with pytest.raises(TooLarge, match=f"models: expected at most {room} bytes"):
+        stock.add(own.open(), own.model("more"), "a-name-that-takes-a-while-to-write-down")
+    assert tree(own.folder / "pending") == before
 
 
 def test_torn_metadata_is_named_and_nothing_is_changed(own):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - Typer reads the annotations of commands when it runs
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.repo.place import place_of
-from agent.cli.session import AsJson, print_json
+from agent.cli.repo.place import ask, place_of
+from agent.cli.session import AsJson  # noqa: TC001 - Typer reads the annotations of commands when it runs
 from skerry.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -109,23 +109,28 @@ def _owner_key(place: Place, repository: Repository) -> Named:
 
 def key(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Where to make it.", show_default=False)],
+    where: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="Where to make it; or a key that is there.", show_default=False),
+    ],
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Make a signing key in FILE and its public half in FILE.pub, which is what others need."""
-    from store import keyfiles  # noqa: PLC0415 - brings TUF's libraries
+    """Make a signing key in FILE and FILE.pub, its public half, which is printed, and is what others need.
+
+    Of a key that is there already, a file or a URI such as hsm:2, the public half is printed.
+    """
+    from store import keyfiles, keyring  # noqa: PLC0415 - brings TUF's libraries
 
     session = place_of(context).session
-    made = keyfiles.make(file).public_key
-    public = f"{file}.pub"
-    if as_json:
-        print_json({"id": made.keyid, "file": str(file), "public": public, "key": made.to_dict()})
-        return
-    session.say("made", f"{file}: secret, 0600; keep a copy in a safe place")
-    session.say("public", f"{public}: hand it to who keeps the repository")
-    session.say("id", made.keyid)
-    typer.echo(keyfiles.public_pem(made).decode(), nl=False)
+    if keyring.exists(where):
+        found = keyring.identify(where, ask).key
+    else:
+        found = keyfiles.make(Path(where)).public_key
+        session.say("made", f"{where}: secret, 0600; keep a copy in a safe place")
+        session.say("public", f"{where}.pub: hand it to who keeps the repository")
+    session.say("id", found.keyid)
+    typer.echo((keyfiles.public_json(found) if as_json else keyfiles.public_pem(found)).decode(), nl=False)
 
 
 def delegate(  # noqa: PLR0913 - one parameter per option
