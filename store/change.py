@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from securesystemslib.signer import Key  # type: ignore[attr-defined]  # public there, without __all__
     from tuf.api.metadata import Root, TargetFile  # type: ignore[attr-defined]  # public there, without __all__
 
     from store.blobs import BlobStore
@@ -67,6 +68,17 @@ class Change:
             if role != roles.CHANNELS
             for path, found in document.targets.items()
         ]
+
+    def keys(self) -> list[Key]:
+        """Every key that has a role, as published or as it will be."""
+        found: dict[str, Key] = dict(self.root.keys)
+        tops = [self.documents[roles.TARGETS]]
+        if self.out is not None:
+            found.update(self.out.root.keys)
+            tops.append(self.out.targets[roles.TARGETS])
+        for top in tops:
+            found.update(top.delegations.keys if top.delegations else {})
+        return list(found.values())
 
     def document(self, role: str) -> Targets:
         """A targets role's document, to be looked at.

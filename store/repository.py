@@ -289,7 +289,10 @@ def sign_carried(path: Path, keyring: Keyring, named: Sequence[Named]) -> tuple[
 def _take_over(change: Change, carried: Draft, path: Path) -> int:
     for draft in change.drafts.values():
         if drafts.same(draft, carried):
-            return roles.merge(draft, carried)
+            came = roles.merge(draft, carried, change.keys())
+            if not came:
+                change.remarks.append(f"{path} has no signature that is new and counts")
+            return came
     note = drafts.note_of(carried, str(path))
     role = note.role if note else carried.signed.type
     if carried.signed.version <= published.version_of(change.out, role):

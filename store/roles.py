@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from securesystemslib.exceptions import UnverifiedSignatureError
 from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import (  # type: ignore[attr-defined]  # public there, without __all__
     DelegatedRole,
@@ -283,13 +284,31 @@ def signed_by(signed: _Signed, signers: Iterable[Signer]) -> bytes:
     return encode(metadata)
 
 
-def merge(into: Metadata[_Signed], other: Metadata[_Signed]) -> int:
-    """Append signatures that `other`, a copy of the same document, has and `into` has not; how many."""
+def merge(into: Metadata[_Signed], other: Metadata[_Signed], keys: Iterable[Key]) -> int:
+    """Take over signatures from a copy of the same document; how many were new.
+
+    Only those that hold, of these keys: the copy has been in other hands.
+
+    Raises:
+        InvalidRequest: it is another document.
+    """
     if into.signed_bytes != other.signed_bytes:
         raise InvalidRequest("signatures: expected those of the same document, got those of another")
-    new = {keyid: found for keyid, found in other.signatures.items() if keyid not in into.signatures}
-    into.signatures.update(new)
+    new = [key.keyid for key in keys if has_signed(key, other) and not has_signed(key, into)]
+    into.signatures.update((keyid, other.signatures[keyid]) for keyid in new)
     return len(new)
+
+
+def has_signed(key: Key, metadata: Metadata[Any]) -> bool:
+    """Whether the document has a signature of this key, and it holds."""
+    signature = metadata.signatures.get(key.keyid)
+    if signature is None:
+        return False
+    try:
+        key.verify_signature(signature, metadata.signed_bytes)
+    except UnverifiedSignatureError:
+        return False
+    return True
 
 
 def tally(delegator: Root | Targets, role: str, metadata: Metadata[Any]) -> Tally:

@@ -17,7 +17,6 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from securesystemslib.exceptions import UnverifiedSignatureError
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
 
 from skerry.errors import Untrusted
@@ -176,7 +175,7 @@ class Settler:
     def _sign(self, draft: Draft, demands: Sequence[Holders]) -> None:
         for holders in demands:
             for key in holders.keys:
-                if not _has_signed(key, draft):
+                if not roles.has_signed(key, draft):
                     roles.sign(draft, self._keyring.signers((key.keyid,)))
 
     # -- drafts that follow from others --------------------------------------------------------------------
@@ -392,20 +391,9 @@ class Settler:
 
 def count(holders: Holders, draft: Draft) -> roles.Tally:
     """Whose signatures a draft has, of those of one party."""
-    signed = tuple(key.keyid for key in holders.keys if _has_signed(key, draft))
+    signed = tuple(key.keyid for key in holders.keys if roles.has_signed(key, draft))
     unsigned = tuple(key.keyid for key in holders.keys if key.keyid not in signed)
     return roles.Tally(holders.threshold, signed, unsigned)
-
-
-def _has_signed(key: Any, draft: Draft) -> bool:  # noqa: ANN401 - securesystemslib's Key
-    signature = draft.signatures.get(key.keyid)
-    if signature is None:
-        return False
-    try:
-        key.verify_signature(signature, draft.signed_bytes)
-    except UnverifiedSignatureError:
-        return False
-    return True
 
 
 def _holders(delegator: Root | Targets | None, role: str) -> Holders | None:

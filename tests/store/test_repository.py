@@ -298,7 +298,9 @@ def test_a_forged_signature_does_not_count(own):
     text = carried.read_text()
     at = text.index('"sig":"') + 7
     carried.write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :])
-    _, outcome = own.open().sign(carried)
+    came, outcome = own.open().sign(carried)
+    assert came == 0
+    assert outcome.remarks == [f"{carried} has no signature that is new and counts"]
     assert next(w for w in outcome.waiting if w.role == "models").tallies[0].missing == 1
     assert own.out()["targets"] == 1
 

@@ -127,15 +127,20 @@ def test_a_tally_counts_signatures_that_hold_of_keys_that_are_asked():
     assert roles.tally(made, "root", document).missing == 1
 
 
-def test_signatures_of_copies_come_together_and_those_of_others_do_not():
+def test_signatures_of_copies_come_together_if_they_hold_and_count():
     made = root(root=held(ANN, BOB, threshold=2))
     one, other = Metadata(made), roles.decode_any(roles.encode(Metadata(made)), "copy")
+    keys = list(made.keys.values())
     roles.sign(one, [ANN])
-    roles.sign(other, [ANN, BOB])
-    assert roles.merge(one, other) == 1
+    roles.sign(other, [ANN, BOB, CLEO])
+    other.signatures[BOB.public_key.keyid].signature = "00" * 64
+    assert roles.merge(one, other, keys) == 0
+    roles.sign(other, [BOB])
+    assert roles.merge(one, other, keys) == 1
+    assert set(one.signatures) == {ANN.public_key.keyid, BOB.public_key.keyid}
     assert roles.tally(made, "root", one).missing == 0
     with pytest.raises(InvalidRequest, match="expected those of the same document"):
-        roles.merge(one, Metadata(roles.next_root(made, {}, NOON)))
+        roles.merge(one, Metadata(roles.next_root(made, {}, NOON)), keys)
 
 
 def test_what_is_noted_beside_the_signed_part_is_not_published():
