@@ -317,6 +317,11 @@ def tally(delegator: Root | Targets, role: str, metadata: Metadata[Any]) -> Tall
     return Tally(result.threshold, tuple(result.signed), tuple(result.unsigned))
 
 
+def tally_bytes(delegator: Root | Targets, role: str, data: bytes) -> Tally:
+    """Likewise, of a document as it is stored."""
+    return tally(delegator, role, decode_any(data, role))
+
+
 def encode(metadata: Metadata[_Signed], *, bare: bool = True) -> bytes:
     """The document as it is stored.
 

@@ -1,8 +1,8 @@
 """From drafts to what is published: sign what the keys at hand can sign, find what may go out together.
 
-Does: make the drafts that a change of keys calls for, sign, pick the largest set that clients would accept, make its
-snapshot and timestamp, say what waits for whom.
-Leaves out: files (store.repository writes what this returns).
+Does: make the drafts that a change of keys calls for, sign, pick the largest set that clients would accept, say what
+waits for whom.
+Leaves out: snapshot and timestamp (store.online), files (store.repository writes what this returns).
 
 Rules
  * What goes out together is verified first, by a client's checks, as the successor of what is out.
@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from skerry.errors import Untrusted
 from store import published, roles
+from store.online import Online, sign_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from store.drafts import Draft
@@ -125,7 +125,7 @@ class Settler:
         self._follow_up()
         for role, draft in self._drafts.items():
             if role not in roles.ONLINE:
-                self._sign(draft, self.demands(role))
+                sign_for(draft, self.demands(role), self._keyring)
         for with_root, with_targets in ((True, True), (True, False), (False, True), (False, False)):
             choice = self._choose(with_root=with_root, with_targets=with_targets)
             if choice is None:
@@ -172,12 +172,6 @@ class Settler:
                 found.append(holders)
         return found if role == roles.ROOT else found[-1:]
 
-    def _sign(self, draft: Draft, demands: Sequence[Holders]) -> None:
-        for holders in demands:
-            for key in holders.keys:
-                if not roles.has_signed(key, draft):
-                    roles.sign(draft, self._keyring.signers((key.keyid,)))
-
     # -- drafts that follow from others --------------------------------------------------------------------
 
     def _forget_finished(self) -> None:
@@ -202,7 +196,7 @@ class Settler:
             if (
                 old is not None
                 and self._old
-                and not _tally(delegator, role, self._old.bytes_of(role)).missing
+                and not roles.tally_bytes(delegator, role, self._old.bytes_of(role)).missing
             ):
                 continue
             self._drafts[role] = Metadata(self._successor(role, old))
@@ -268,7 +262,7 @@ class Settler:
         old = self._old.targets.get(role) if self._old else None
         if old is not None and self._old:
             data = self._old.bytes_of(role)
-            if not _tally(delegator, role, data).missing:
+            if not roles.tally_bytes(delegator, role, data).missing:
                 documents[role] = old.version, data
                 return old
         blockers.append(role)
@@ -284,14 +278,17 @@ class Settler:
         }
         changed = bool(new) or old is None or set(choice.documents) != set(old.targets)
         self._refuse_expired(choice)
-        made = self._snapshot(choice, changed=changed, renew=renew)
+        online = Online(old, self._drafts, self._keyring, self._lifetimes, self._now)
+        made = online.snapshot(choice.root, choice.documents, changed=changed, renew=renew)
         if made is None:
             self._drafts.pop(roles.TIMESTAMP, None)  # of a snapshot that is none any more
+            self._blockers = self._blockers or (roles.SNAPSHOT,)
             return False
         snapshot_version, data = made
         fresh = old is None or data != old.bytes_of(roles.SNAPSHOT)
-        timestamp_data = self._timestamp(choice, snapshot_version, data, needed=fresh or renew)
+        timestamp_data = online.timestamp(choice.root, snapshot_version, data, needed=fresh or renew)
         if timestamp_data is None:
+            self._blockers = self._blockers or (roles.TIMESTAMP,)
             return False
         if choice.new_root is None and old and timestamp_data == old.bytes_of(roles.TIMESTAMP):
             return True  # nothing new
@@ -326,53 +323,6 @@ class Settler:
                     f"no device takes it; sign the next: skerry repo refresh {role}",
                 )
 
-    def _snapshot(self, choice: _Choice, *, changed: bool, renew: bool) -> tuple[int, bytes] | None:
-        old = self._old
-        if old is not None and not changed:
-            data = old.bytes_of(roles.SNAPSHOT)
-            half = self._lifetimes.snapshot / 2
-            stale = renew and old.snapshot.expires - self._now < half
-            if not stale and not _tally(choice.root, roles.SNAPSHOT, data).missing:
-                return old.snapshot.version, data
-        version = published.version_of(old, roles.SNAPSHOT) + 1
-        expires = self._now + self._lifetimes.snapshot
-        made = roles.snapshot(version, choice.documents, expires, old.snapshot if old else None)
-        signed = self._online(choice.root, roles.SNAPSHOT, made)
-        return None if signed is None else (version, signed)
-
-    def _timestamp(
-        self, choice: _Choice, snapshot_version: int, snapshot_bytes: bytes, *, needed: bool
-    ) -> bytes | None:
-        old = self._old
-        if old is not None and not needed:
-            data = old.bytes_of(roles.TIMESTAMP)
-            if not _tally(choice.root, roles.TIMESTAMP, data).missing:
-                return data
-        version = published.version_of(old, roles.TIMESTAMP) + 1
-        expires = self._now + self._lifetimes.timestamp
-        made = roles.timestamp(version, snapshot_version, snapshot_bytes, self._now, expires)
-        return self._online(choice.root, roles.TIMESTAMP, made)
-
-    def _online(self, root: Root, role: str, made: Snapshot | Timestamp) -> bytes | None:
-        """Sign it, or the draft of the same that waits; None, and a draft, if signatures are missing."""
-        waiting = self._drafts.get(role)
-        draft: Draft = Metadata(made)
-        if waiting is not None and self._as_good(waiting.signed, made):
-            draft = waiting
-        self._sign(draft, [roles.holders_of(root, role)])
-        self._drafts[role] = draft
-        if roles.tally(root, role, draft).missing:
-            self._blockers = self._blockers or (role,)
-            return None
-        return roles.encode(draft)
-
-    def _as_good(self, waiting: Any, made: Snapshot | Timestamp) -> bool:  # noqa: ANN401 - either class
-        if waiting.version != made.version or waiting.expires - self._now < (made.expires - self._now) / 2:
-            return False
-        if isinstance(made, Timestamp):
-            return bool(waiting.snapshot_meta == made.snapshot_meta)
-        return bool(waiting.meta == made.meta)
-
     # -- what waits ----------------------------------------------------------------------------------------
 
     def _list_waiting(self) -> None:
@@ -402,10 +352,6 @@ def _holders(delegator: Root | Targets | None, role: str) -> Holders | None:
     if delegator is None:
         return None
     return next((item.holders for item in roles.delegations_of(delegator) if item.role == role), None)
-
-
-def _tally(delegator: Root | Targets, role: str, data: bytes) -> roles.Tally:
-    return roles.tally(delegator, role, roles.decode_any(data, role))
 
 
 def _order(role: str) -> tuple[int, str]:
