@@ -1,7 +1,7 @@
 """What shall run, as opposed to what is valid: a signed document per group of nodes.
 
-Does: its shape; find one in a verified chain; keep from a listing what it does not name.
-Leaves out: who may sign it (store.delegations), writing one (store.repository).
+Does: its shape and its text; find one in a verified chain; keep from a listing what it does not name.
+Leaves out: who may sign it (store.delegations), signing one (store.stock).
 
 The document is the target `channels/GROUP.json`. Its text also stands in the target's custom part, so that nothing has
 to be fetched beside the metadata. Whoever holds its key can choose among valid models, and can make none valid.
@@ -14,13 +14,14 @@ import re
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public there, without __all__
 
-from skerry.errors import InvalidRequest, Untrusted
+from skerry.errors import InvalidRequest, TooLarge, Untrusted
 from skerry.terms import KIB, MAX_VERSION
 from store import delegations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from store.listing import Entry
     from store.trust import Trusted
@@ -65,19 +66,41 @@ def find(trusted: Trusted, group: str) -> Channel:
             f"channel {group}: expected the signed document {path}, found none",
             "`skerry repo channel set` writes one; `registry.channel` in skerry.yaml names the one to follow",
         )
-    custom = found.target.custom if isinstance(found.target.custom, dict) else {}
+    return read(path, found.target)
+
+
+def target(group: str, models: Mapping[str, Sequence[int]]) -> TargetFile:
+    """The target that says that a group serves these versions; its bytes are the text in its custom part.
+
+    Raises:
+        InvalidRequest: no group can be called so.
+        TooLarge: it says too much.
+    """
+    wanted = {name: tuple(sorted(set(versions))) for name, versions in sorted(models.items())}
+    data = msgspec.json.encode(Channel(FORMAT, wanted))
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise TooLarge(f"channel {group}: expected at most {MAX_DOCUMENT_BYTES} bytes, got {len(data)}")
+    digest = hashlib.sha256(data).hexdigest()
+    return TargetFile(len(data), {"sha256": digest}, path_of(group), {"custom": {"channel": data.decode()}})
+
+
+def read(path: str, target: TargetFile) -> Channel:
+    """What a verified target says.
+
+    Raises:
+        Untrusted: it is not understood.
+    """
+    custom = target.custom if isinstance(target.custom, dict) else {}
     text = custom.get("channel")
     data = text.encode(errors="replace") if isinstance(text, str) else b""
-    if len(data) > MAX_DOCUMENT_BYTES or hashlib.sha256(data).hexdigest() != found.target.hashes.get(
-        "sha256"
-    ):
-        raise Untrusted(f"channel {group}: expected the text that its digest names, got another")
+    if len(data) > MAX_DOCUMENT_BYTES or hashlib.sha256(data).hexdigest() != target.hashes.get("sha256"):
+        raise Untrusted(f"{path}: expected the text that its digest names, got another")
     try:
         channel = msgspec.json.decode(data, type=Channel)
-    except msgspec.DecodeError as error:
-        raise Untrusted(f"channel {group}: signed, but not understood: {error}") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise Untrusted(f"{path}: signed, but not understood: {error}") from error
     if channel.format != FORMAT:
-        raise Untrusted(f"channel {group}: expected format {FORMAT}, got {channel.format}", "update Skerry")
+        raise Untrusted(f"{path}: expected format {FORMAT}, got {channel.format}", "update Skerry")
     return channel
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tuf.api.metadata import Root  # type: ignore[attr-defined]  # public there, without __all__
 
 
+class Unsigned(Untrusted):
+    """The signatures do not satisfy the root at hand; another root of the chain may do."""
+
+
 class Expired(Untrusted):
     """Rightly signed, and too old."""
 
@@ -123,7 +127,7 @@ def refusing(where: str, hint: str = "") -> Iterator[None]:
             "check this node's clock, or get metadata that was signed lately; what serves goes on serving",
         ) from error
     except UnsignedMetadataError as error:
-        raise Untrusted(
+        raise Unsigned(
             f"{where}: expected a signature that this node's root accepts, got none ({error})", hint
         ) from error
     except RepositoryError as error:

@@ -1,12 +1,9 @@
 """`skerry model add`: from a file, or a directory of a Triton repository, to a signed version that is served.
 
-Does: seal a private copy, compare it with its maker's signature if one is given, scan it, load it once in a child
-with limits, sign and commit exactly those bytes, tell the daemon and wait for its verdict.
-Leaves out: each of these steps itself (store.blobs, store.provenance, providers.modelfile, providers.inspect,
-store.registry), what a directory says (agent.triton).
+Does: sign and commit exactly the bytes that were examined, tell the daemon and wait for its verdict.
+Leaves out: examining them (agent.cli.candidates), the registry itself (store.registry).
 
 Rules
- * Every step looks at the sealed copy: the file may change under our hands, what is signed does not.
  * Nothing is signed that did not load.
  * Of several versions, those before one that fails are signed; the command can be repeated.
  * The daemon decides what it serves. A version that it refuses stays in the registry, and the command
@@ -16,37 +13,26 @@ Rules
 from __future__ import annotations
 
 import math
-import mmap
-import os
 import shlex
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agent import paths
-from agent.cli import manifestfile, origin, render
-from agent.triton import repository
-from providers.inspect import Signature, inspect_model
-from providers.modelfile import scan
-from skerry.errors import DeadlineExceeded, InvalidRequest, NotRunning, Unavailable
-from skerry.manifest import Manifest
-from skerry.terms import check_model_name
-from store.blobs import Sealed, seal_file
+from agent.cli import render
+from agent.cli.candidates import candidates, examined
+from skerry.errors import DeadlineExceeded, NotRunning, Unavailable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from agent.cli.candidates import Candidate, Request
     from agent.cli.session import Session
-    from agent.triton.repository import TritonModel
-    from providers.modelfile import ModelSummary
+    from providers.inspect import Signature
     from skerry.client import Client
     from skerry.terms import TensorSpec
+    from store.blobs import Sealed
     from store.listing import Entry, Provenance
-    from store.provenance import Verified
 
-INSPECT_S = 60.0  # as long as the daemon gives a model to load
 SERVED_S = 120.0  # inspection again, on every candidate device, and the probe
 POLL_S = 0.05
 
@@ -67,30 +53,6 @@ _TEXT_DATATYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the command line asked for; None where it said nothing."""
-
-    file: Path
-    name: str | None
-    version: int | None
-    all_versions: bool
-    manifest: Path | None
-    wait: bool
-    claim: origin.Claim | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """One file that shall become a version; `version` None is the next free one."""
-
-    file: Path
-    name: str
-    version: int | None
-    manifest: Manifest
-    origin: TritonModel | None = None
-
-
 def add(session: Session, request: Request) -> None:
     """Admit a model and say how to use it.
 
@@ -101,92 +63,24 @@ def add(session: Session, request: Request) -> None:
             provenance is not that of the file.
         Unavailable: it is signed, and the daemon does not serve it; the message has the reason.
     """
-    verified = request.claim.verify(request.file) if request.claim else None
-    for candidate in _candidates(session, request):
-        entry, signature = _admit(session, candidate, request.file, verified)
+    for candidate in candidates(session, request):
+        entry, signature = _admit(session, candidate)
     if _announce(session, entry, wait=request.wait):
-        _say(session, "try it", _example(session, entry.name, signature))
+        session.say("try it", _example(session, entry.name, signature))
 
 
-def _candidates(session: Session, request: Request) -> list[_Candidate]:
-    """What to admit, the newest last; at least one. That name and manifest agree is the registry's to check."""
-    if request.file.is_dir():
-        return _versions(session, request, repository.read(request.file))
-    if request.all_versions:
-        raise InvalidRequest(f"--all-versions: expected a directory, got the file {request.file}")
-    written = manifestfile.read(request.manifest) if request.manifest else Manifest()
-    name = request.name or written.name
-    if not name:
-        raise InvalidRequest("model add: expected a name, got none", "give --name, or name: in the manifest")
-    return [_Candidate(request.file, check_model_name(name), request.version, written)]
-
-
-def _versions(session: Session, request: Request, model: TritonModel) -> list[_Candidate]:
-    manifest = manifestfile.read(request.manifest, model.manifest) if request.manifest else model.manifest
-    name = check_model_name(request.name or manifest.name or model.check_name())
-    if request.all_versions and request.version is not None:
-        raise InvalidRequest("model add: expected --version or --all-versions, got both")
-    numbers = list(model.versions) if request.all_versions else [request.version or max(model.versions)]
-    candidates = [_Candidate(model.file(number), name, number, manifest, model) for number in numbers]
-    if model.outcomes:
-        rows = [[outcome.key, outcome.value, outcome.became] for outcome in model.outcomes]
-        session.remarks.print(render.table(["KEY", "CONFIG.PBTXT", "BECOMES"], rows))
-    else:
-        _say(
-            session,
-            "no config",
-            f"{model.directory} has no {repository.CONFIG}: defaults, and what the file says",
-        )
-    return candidates
-
-
-def _admit(
-    session: Session, candidate: _Candidate, root: Path, verified: Verified | None
-) -> tuple[Entry, Signature]:
-    sealed = seal_file(candidate.file)
-    try:
-        _say(session, "sealed", f"{render.short_digest(sealed.digest)}…, {render.size(sealed.size_bytes)}")
-        record = verified.model(sealed.fd, origin.signed_path(candidate.file, root)) if verified else None
-        if record:
-            _say(session, "made by", origin.summary(msgspec.to_builtins(record)))
-        signature = _examine(session, sealed, candidate)
+def _admit(session: Session, candidate: Candidate) -> tuple[Entry, Signature]:
+    with examined(session, candidate) as (sealed, signature, record):
         return _sign(session, sealed, candidate, record), signature
-    finally:
-        os.close(sealed.fd)
 
 
-def _examine(session: Session, sealed: Sealed, candidate: _Candidate) -> Signature:
-    with session.remarks.status("reading the model"):
-        summary = _scan(sealed)
-    nodes = "1 node" if summary.nodes == 1 else f"{summary.nodes} nodes"
-    _say(session, "checked", f"{nodes}, nothing outside the file")
-    memory_bytes = candidate.manifest.limits.memory_bytes
-    with session.remarks.status("loading it in a child process"):
-        signature = inspect_model(sealed.fd, memory_bytes=memory_bytes, timeout_s=INSPECT_S)
-    _say(session, "loaded", f"{_specs(signature.inputs)} -> {_specs(signature.outputs)}")
-    if candidate.origin is not None:
-        candidate.origin.check_file(*signature, summary.unranked)
-    return signature
-
-
-def _scan(sealed: Sealed) -> ModelSummary:
-    if sealed.size_bytes == 0:  # which mmap does not take
-        return scan(b"")
-    with mmap.mmap(sealed.fd, 0, prot=mmap.PROT_READ) as mapped:
-        return scan(mapped)
-
-
-def _specs(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)
-
-
-def _sign(session: Session, sealed: Sealed, candidate: _Candidate, record: Provenance | None) -> Entry:
+def _sign(session: Session, sealed: Sealed, candidate: Candidate, record: Provenance | None) -> Entry:
     paths.prepare(session.paths)
     with session.remarks.status("signing"):
         entry = session.registry.add(
             sealed.fd, candidate.name, candidate.version, candidate.manifest, provenance=record
         )
-    _say(session, "signed", f"{entry.name}/{entry.version}, {entry.digest}")
+    session.say("signed", f"{entry.name}/{entry.version}, {entry.digest}")
     return entry
 
 
@@ -206,13 +100,13 @@ def _announce(session: Session, entry: Entry, *, wait: bool) -> bool:
     with session.remarks.status("telling the daemon"):
         told = refresh(session)
     if told is None:
-        _say(session, "no daemon", "it will be served when one starts: `skerry run`")
+        session.say("no daemon", "it will be served when one starts: `skerry run`")
     if told is None or not wait:
         return False
     with session.remarks.status("waiting until it is served"), session.client() as client:
         model = _settled(client, entry, started + SERVED_S)
     if model.get("asleep"):
-        _say(session, "admitted", f"{entry.name}/{entry.version}: {model['reason']}")
+        session.say("admitted", f"{entry.name}/{entry.version}: {model['reason']}")
         return True
     if model["state"] != "READY":
         raise Unavailable(
@@ -220,8 +114,7 @@ def _announce(session: Session, entry: Entry, *, wait: bool) -> bool:
             f"`skerry why {entry.name}` shows what was tried; `skerry model remove` takes it back",
         )
     took_s = time.monotonic() - started
-    _say(
-        session,
+    session.say(
         "serving",
         f"{entry.name}/{entry.version} on {render.device(model['device'])} after {took_s:.2f} s",
     )
@@ -240,10 +133,6 @@ def _settled(client: Client, entry: Entry, deadline: float) -> dict[str, Any]:
     raise DeadlineExceeded(
         f"{entry.name}/{entry.version}: signed, and neither served nor refused in {SERVED_S:g} s"
     )
-
-
-def _say(session: Session, what: str, detail: str) -> None:
-    session.remarks.print(f"{what:10} {detail}", markup=False, soft_wrap=True)
 
 
 def _example(session: Session, name: str, signature: Signature) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agent.cli import bundles, config, demo, infer, models, run_daemon, service, trust, version, views
+from agent.cli import bundles, config, demo, infer, models, repo, run_daemon, service, trust, version, views
 from agent.cli.exits import report
 from agent.cli.session import Session, session_of
 from skerry.errors import SkerryError
@@ -80,6 +80,7 @@ app.add_typer(models.app, name="model")
 app.add_typer(bundles.app, name="bundle")
 app.add_typer(config.app, name="config")
 app.add_typer(trust.app, name="trust")
+app.add_typer(repo.app, name="repo")
 app.add_typer(service.app, name="service")
 
 

@@ -64,10 +64,10 @@ def add(  # noqa: PLR0913 - one parameter per option
     wait: Annotated[bool, typer.Option(help="Wait until a running daemon serves it.")] = True,
 ) -> None:
     """Check a model, sign it with this node's key, and serve it."""
-    from agent.cli import admit  # noqa: PLC0415 - brings TUF
+    from agent.cli import admit, candidates  # noqa: PLC0415 - brings TUF
 
     claim = origin.claim(provenance, provenance_key, provenance_ca)
-    request = admit.Request(file, name, version, all_versions, manifest, wait, claim)
+    request = candidates.Request(file, name, version, all_versions, manifest, wait, claim)
     admit.add(session_of(context), request)
 
 

@@ -99,6 +99,10 @@ class Session:
         """Stderr, for progress and remarks."""
         return _console(stderr=True)
 
+    def say(self, what: str, detail: str) -> None:
+        """A line of what was done, on stderr."""
+        self.remarks.print(f"{what:10} {detail}", markup=False, soft_wrap=True)
+
 
 def session_of(context: typer.Context) -> Session:
     """The session that the global options made."""

@@ -46,14 +46,14 @@ class DiskOs:
 
     def __getattr__(self, name):
         real = getattr(os, name)
-        if name not in {"open", "write", "fchmod", "fchown", "fsync", "replace", "unlink", "mkdir"}:
+        if name not in {"open", "write", "fchmod", "fchown", "fsync", "replace", "unlink", "mkdir", "link"}:
             return real
 
-        def step(*args):
+        def step(*args, **options):
             if name == "open" and not args[1] & os.O_CREAT:
                 return real(*args)
             self.steps.append((name, args))
-            return self._meddle(name, len(self.steps) - 1, lambda: real(*args))
+            return self._meddle(name, len(self.steps) - 1, lambda: real(*args, **options))
 
         return step
 
