@@ -60,9 +60,7 @@ class Kind(NamedTuple):
 
 
 # Of cache.db's caches, measured with 10^6 rows: larger ones answer no hit and write no row more quickly.
-_STATE_TABLES = frozenset(
-    {"placement", "quarantine", "admission", "floor", "release_floor", "fact", "audit"}
-)
+_STATE_TABLES = frozenset({"placement", "quarantine", "admission", "floor", "release_floor", "fact", "audit"})
 STATE = Kind("state", 2, "FULL", False, _STATE_TABLES, 256, 64, 250)  # noqa: FBT003 - columns
 CACHE = Kind("cache", 1, "NORMAL", True, frozenset({"answer", "entry"}), 512, 256, 0)  # noqa: FBT003 - columns
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agent.cli import config, demo, infer, models, run_daemon, service, trust, version, views
+from agent.cli import audit, config, demo, infer, models, run_daemon, service, trust, version, views
 from agent.cli.exits import report
 from agent.cli.session import Session, session_of
 from skerry.errors import SkerryError
@@ -71,6 +71,7 @@ for _command in (
     views.denials,
     views.providers,
     views.why,
+    audit.audit,
     infer.infer,
     demo.demo,
     version.version,
