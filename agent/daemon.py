@@ -38,6 +38,7 @@ from agent.rpc import supervisor
 from agent.rpc.options import Options
 from agent.states import State
 from agent.tracing import Tracing
+from agent.witness import Witness
 from providers import ranking, sandbox
 from providers.launcher import Launcher
 from skerry import __version__
@@ -132,10 +133,14 @@ class Daemon:
         self._launcher.warm_up(self._zygote)
         stack.push_async_callback(self._launcher.close)
 
-        trail = StateStore(paths.state_db)
+        trail = StateStore(paths.state_db, lambda error: log.error("state.db: %s", error))
         stack.callback(trail.close)
         if trail.damage:
             self._warn("state.db", [str(trail.damage)])
+        self._witness = Witness(trail)
+        self._gate.on_denied = self._witness.denied
+        self._witness.note("daemon.started", "", **self._identity(), damage=trail.damage or None)
+        stack.callback(self._take_leave)
         self._cache = self._open_cache(stack)
 
         stack.callback(tasks.spawn(self._discover(), "discovery").cancel)
@@ -144,6 +149,7 @@ class Daemon:
             launcher=self._launcher,
             blobs=BlobStore(paths.registry / "blobs", apart=True),
             trail=trail,
+            witness=self._witness,
             cache=self._cache,
             working_directory=working_directory,
             discovery=self._discovery,
@@ -171,6 +177,15 @@ class Daemon:
         interval_s = self._notifier.ping_interval_s
         if interval_s is not None:
             stack.callback(tasks.spawn(self._ping(interval_s), "watchdog").cancel)
+
+    @staticmethod
+    def _identity() -> dict[str, Any]:
+        return {"version": __version__, "pid": os.getpid()}
+
+    def _take_leave(self) -> None:
+        """The last thing that is written."""
+        self._witness.close()
+        self._witness.note("daemon.stopped", "", **self._identity())
 
     def _open_cache(self, stack: contextlib.AsyncExitStack) -> OutputCache | None:
         settings = self._config.cache

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from agent.residency import Residency
     from agent.settings import Config
     from agent.version import Version
+    from agent.witness import Witness
     from providers.discovery import Discovery
     from providers.launcher import Launcher
     from providers.ranking import EpDevice
@@ -99,6 +100,7 @@ class Loader:
         launcher: makes workers.
         blobs: the model files.
         trail: where placements are kept.
+        witness: told what answers.
         working_directory: an empty one, for workers.
         discovery: resolves to the devices that were found.
         residency: the memory budget.
@@ -112,6 +114,7 @@ class Loader:
         launcher: Launcher,
         blobs: BlobStore,
         trail: StateStore,
+        witness: Witness,
         working_directory: str,
         discovery: asyncio.Future[Discovery],
         residency: Residency,
@@ -121,6 +124,7 @@ class Loader:
         self._launcher = launcher
         self._blobs = blobs
         self._trail = trail
+        self._witness = witness
         self._working_directory = working_directory
         self._discovery = discovery
         self._residency = residency
@@ -163,6 +167,7 @@ class Loader:
         self._residency.watch()
         where = version.device.label if version.device else "nothing"
         log.info("model %s ready in %.0f ms on %s", version.label, version.load_s * 1e3, where)
+        self._witness.loaded(version)
         return True
 
     @contextlib.asynccontextmanager

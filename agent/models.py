@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from agent.settings import Config
+    from agent.witness import Witness
     from providers.discovery import Discovery
     from providers.launcher import Launcher
     from skerry.manifest import Served
@@ -57,6 +58,7 @@ class ModelTable:
         launcher: makes workers.
         blobs: the model files.
         trail: where placements and quarantines are kept.
+        witness: told what an auditor wants to know of them.
         cache: the output cache, if there is one.
         working_directory: an empty one, for workers.
         discovery: resolves to the devices that were found.
@@ -69,6 +71,7 @@ class ModelTable:
         launcher: Launcher,
         blobs: BlobStore,
         trail: StateStore,
+        witness: Witness,
         cache: OutputCache | None,
         working_directory: str,
         discovery: asyncio.Future[Discovery],
@@ -82,12 +85,13 @@ class ModelTable:
             launcher=launcher,
             blobs=blobs,
             trail=trail,
+            witness=witness,
             working_directory=working_directory,
             discovery=discovery,
             residency=self._residency,
             on_lost=self._on_lost,
         )
-        self._recovery = Recovery(config, self._loader, trail, self._given_up)
+        self._recovery = Recovery(config, self._loader, trail, witness, self._given_up)
         self._waking = Waking(config, self.find, self._wake)
         self._versions: dict[str, dict[int, Version]] = {}
         self._serving: dict[str, Version] = {}
@@ -394,6 +398,7 @@ class ModelTable:
         log.info("model %s %s", version.label, reason)
 
     def _retire(self, version: Version, reason: str) -> None:
+        version.announced = None
         if version.state in _UP:
             version.step(Event.UNLOAD, reason)
             version.recall()

@@ -80,6 +80,9 @@ class Version:
         #: Not in memory, and the next request loads it. Nothing else that is UNAVAILABLE comes back by itself.
         self.asleep = False
         self.refused = False  # it could not be loaded, for a reason that lies in itself
+        self.announced: str | None = (
+            None  # the device that the audit log last named for it; None: out of service
+        )
         self.pinned = entry.manifest.pin
         self.keep_alive_s = 0.0  # 0: for ever
         self.memory_bytes = (
