@@ -243,6 +243,21 @@ class Inbox(Section, frozen=True):
     enabled: Annotated[bool, _key("whether the directory is watched")] = True
 
 
+class Registry(Section, frozen=True):
+    """What is installed, and how it is looked after."""
+
+    scrub_s: Annotated[
+        float,
+        _key(
+            "how often all installed files are read again, when nothing else is to be done, and compared with what is"
+            " signed; 0: never",
+            reload=True,
+            ge=0,
+            le=365 * _DAY_S,
+        ),
+    ] = _DAY_S
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration.
 
@@ -259,6 +274,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     workers: Workers = Workers()
     providers: Providers = Providers()
     cache: Cache = Cache()
+    registry: Registry = Registry()
     inbox: Inbox = Inbox()
     origins: dict[str, str] = {}
 

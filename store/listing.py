@@ -18,7 +18,8 @@ MAX_LISTING_BYTES = 64 * MIB  # four times the largest signed targets file
 class Entry(msgspec.Struct, frozen=True):
     """One version of a model that signed metadata names.
 
-    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded.
+    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded. `fault`: why it
+    is not installed, as store.blobs has it: MISSING or TAMPERED; empty if it is.
     """
 
     name: str
@@ -27,6 +28,16 @@ class Entry(msgspec.Struct, frozen=True):
     size_bytes: int
     manifest: Manifest
     installed: bool
+    fault: str = ""
+
+    @property
+    def contents(self) -> tuple[tuple[str, int], ...]:
+        """Digest and length of every blob of it."""
+        return ((self.digest, self.size_bytes),)
+
+    def is_as(self, other: Entry) -> bool:
+        """Whether both say the same of what was signed, whatever lies on the disk."""
+        return msgspec.structs.replace(other, installed=self.installed, fault=self.fault) == self
 
 
 class Listing(msgspec.Struct, frozen=True):

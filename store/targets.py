@@ -62,7 +62,8 @@ def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
     blobs.path(digest)  # raises if it is no digest
     manifest = msgspec.json.decode(target.custom["manifest"], type=Manifest)
     manifest.check()
-    return Entry(name, version, digest, target.length, manifest, blobs.has(digest, target.length))
+    fault = blobs.fault(digest, target.length)
+    return Entry(name, version, digest, target.length, manifest, installed=not fault, fault=fault)
 
 
 def make(content: Content, manifest: Manifest) -> TargetFile:
