@@ -267,7 +267,10 @@ class Scrubber:
         try:
             # As agent.verification does it: not by forking this process.
             child = subprocess.Popen(  # noqa: ASYNC220 - see above
-                command + ["--leisurely"] * leisurely, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                command + ["--leisurely"] * leisurely,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is for the daemon, which ends its children
             )
         except OSError as error:
             raise Unavailable(f"scrub: expected a child that reads the files, got {error}") from error

@@ -159,14 +159,16 @@ def _step_back() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0: every blob has a line."""
+    """Exit status 0: every blob has a line; 1: nobody wants to know any more."""
     leisurely = "--leisurely" in arguments[1:]
     if leisurely:
         _step_back()
     contents = msgspec.json.decode(sys.stdin.buffer.read(), type=list[tuple[str, int]])
     for finding in scrub(BlobStore(Path(arguments[0]) / "blobs"), contents, leisurely=leisurely):
-        sys.stdout.buffer.write(msgspec.json.encode(finding) + b"\n")
-        sys.stdout.buffer.flush()
+        try:
+            os.write(sys.stdout.fileno(), msgspec.json.encode(finding) + b"\n")
+        except BrokenPipeError:  # the daemon was killed
+            return 1
     return 0
 
 

@@ -9,7 +9,6 @@ Rules
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path  # noqa: TC003 - Typer reads the annotations of commands when it runs
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -212,7 +211,7 @@ def _put_aside(session: Session, digests: list[str]) -> None:
     from agent.clock import wall  # noqa: PLC0415 - only here
     from store import scrub  # noqa: PLC0415 - with the registry
     from store.audit import Event  # noqa: PLC0415 - likewise
-    from store.trail import StateStore  # noqa: PLC0415 - likewise
+    from store.trail import append_events  # noqa: PLC0415 - likewise
 
     registry = _registry(session)
     entries = registry.entries()
@@ -226,8 +225,7 @@ def _put_aside(session: Session, digests: list[str]) -> None:
             Event("registry.tamper", label, detail) for label, detail in finding.told(entries, "verify")
         ]
     try:
-        with closing(StateStore(session.paths.state_db)) as state:
-            state.record_events(events, wall()).result()
+        append_events(session.paths.state_db, events, wall())
     except SkerryError as error:
         session.remarks.print(f"warning: not recorded: {error}", markup=False)
 

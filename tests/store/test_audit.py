@@ -7,11 +7,12 @@ import sys
 from itertools import pairwise
 
 import pytest
+from patience import eventually
 
 from skerry.errors import StorageFailed
 from store import audit, dbfile, migrate
 from store.audit import MAX_DETAIL_BYTES, MAX_SUBJECT_CHARS, PRUNED, Event
-from store.trail import StateStore
+from store.trail import StateStore, append_events
 
 #: Appends events one transaction at a time, as an `import` does beside a daemon.
 APPENDER = """
@@ -145,10 +146,12 @@ def test_a_flood_is_dropped_where_the_disk_cannot_follow_and_the_chain_holds(pat
     blocker.execute("ROLLBACK")
     blocker.close()
     assert 0 < sum(taken) < 2000
-    store.record_events([Event("after", "")], 2.0).result(30)
-    report = store.verify_events()
-    assert (report.events, report.broken_seq) == (sum(taken) + 1, None)
+    assert eventually(lambda: store.post_events([Event("after", "")], 2.0))
     store.close()
+    view = StateStore.read_only(path)
+    report = view.verify_events()
+    assert (report.events, report.broken_seq) == (sum(taken) + 1, None)
+    view.close()
 
 
 def test_what_cannot_be_kept_is_told(path):
@@ -360,6 +363,21 @@ def test_processes_that_make_the_file_at_once_all_have_it(tmp_path):
     assert {event.subject for event in view.events(limit=9)} == {"one", "two", "three"}
     assert view.verify_events().broken_seq is None
     view.close()
+
+
+def test_another_process_appends_beside_a_daemon_and_replaces_no_damaged_file(path, tmp_path):
+    store = StateStore(path)
+    append_events(path, [Event("registry.tamper", "a/1"), Event("registry.tamper", "b/1")], 1.0)
+    store.record_events([Event("b", "")], 2.0).result(30)
+    assert [event.seq for event in store.events(limit=9)] == [3, 2, 1]
+    assert store.verify_events().broken_seq is None
+    store.close()
+    path.write_bytes(b"garbage" * 1000)
+    with pytest.raises(StorageFailed, match="not a database"):
+        append_events(path, [Event("a", "")], 1.0)
+    assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
+    with pytest.raises(StorageFailed, match="No such file"):
+        append_events(tmp_path / "nowhere" / "state.db", [Event("a", "")], 1.0)
 
 
 def test_a_transaction_that_fails_leaves_no_event(path):

@@ -97,9 +97,8 @@ class Own:
             version = self._models.get(head.model, head.version)
             reason = version.reason if version.fault else "it was not placed yet"
             raise NotFound(f"model {head.model!r}: expected a placement, got none: {reason}")
-        return json(
-            record | {"version": str(record["version"]), "fault": self._fault(head.model, record["version"])}
-        )
+        fault = self._fault(head.model, record["version"])
+        return json(record | {"version": str(record["version"])} | ({"fault": fault} if fault else {}))
 
     def _fault(self, name: str, number: int) -> str:
         """What is wrong with a version's file; empty also for one that is not here any more."""
