@@ -165,8 +165,8 @@ class Scrubber:
             digests: of these blobs; empty: at everything. Where that is under way already, the same is waited for.
 
         Raises:
-            NotFound: a digest is of no installed blob.
-            Unavailable: no child could be made, or the daemon stops.
+            NotFound: a digest is of no signed blob.
+            Unavailable: the daemon stops.
         """
         if not digests:
             outcome = await asyncio.shield(self._look_at_everything(leisurely=False))

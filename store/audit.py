@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_DETAIL_BYTES = 16 * KIB
 MAX_SUBJECT_CHARS = 512
-MAX_EVENTS = 100_000  # some 40 MB; years of a node that is left alone
+MAX_EVENTS = 100_000  # some 25 MB; years of a node that is left alone
 PRUNED_AT_ONCE = 10_000  # so that not every event of a full table deletes one
 
 #: The kind of the event that says that the oldest went: through which seq, how many, and the last one's hash.
@@ -195,7 +195,7 @@ def _detail(text: str) -> dict[str, Any]:
 
 
 def verify(connection: sqlite3.Connection, expected: str | None = None) -> Report:
-    """Walk the whole chain, oldest first; raises sqlite3.Error. 100,000 events take about half a second.
+    """Walk the whole chain, oldest first; raises sqlite3.Error. 100,000 events take a second or two.
 
     Args:
         connection: to state.db.

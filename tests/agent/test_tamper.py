@@ -1,5 +1,6 @@
 """Files that are changed while they are installed: noticed, put aside, recorded, and another version serves."""
 
+import asyncio
 import json
 import os
 import time
@@ -154,6 +155,7 @@ def test_the_only_version_goes_on_from_memory_until_the_daemon_stops(node):
     assert node.post(SCRUB)[1]["tampered"] == 1
     row = node.table()["other", "1"]
     assert (row["state"], row["fault"], row["pinned"]) == ("READY", "tampered", True)
+    assert "other/1: its file is not what was signed" in skerry(node, "ps").stderr
     node.configure("models: {keep_alive: 50ms}\n")
     assert eventually(lambda: node.table()["plus", "2"]["asleep"])
     assert answer(node, "other") == 3.0
@@ -225,6 +227,95 @@ def test_what_is_asked_for_may_be_named_and_must_be_known(node):
     for wrong in ({"digests": [1]}, {"digest": []}, []):
         assert node.post(SCRUB, wrong)[0] == 400
     assert status(node)["registry"]["scrub"]["last"] is None  # that is of all files
+
+
+# --- What the child says
+
+
+class Said:
+    """A scrubber whose child is a program of the test's."""
+
+    def __init__(self, made, program):
+        self.looks, self.warnings = 0, []
+        self.program = made.folder / "child"
+        self.program.write_text("#!/bin/sh\n" + program)
+        self.program.chmod(0o755)
+        self.scrubber = scrubbing.Scrubber(
+            made.folder,
+            made.blobs,
+            interval_s=lambda: 3600.0,
+            entries=lambda: tuple(made._entries.values()),
+            trail=made.trail,
+            witness=made.witness,
+            refresh=self.look,
+            warn=lambda _source, texts: self.warnings.extend(texts),
+        )
+
+    async def look(self):
+        self.looks += 1
+
+    async def run(self):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scrubbing.sys, "executable", str(self.program))
+            return await self.scrubber.run()
+
+
+def said(made, name, verdict, **words):
+    return (
+        "cat >/dev/null; echo '"
+        + json.dumps({"digest": made._entries[name, 1].digest, "size_bytes": 7, "verdict": verdict, **words})
+        + "'\n"
+    )
+
+
+@run
+async def test_a_file_that_cannot_be_read_is_a_warning_and_keeps_what_serves(made):
+    made.put(zoo.add(1), "one")
+    said_so = Said(made, said(made, "one", "unreadable", problem="Input/output error"))
+    outcome = await said_so.run()
+    assert (outcome["unreadable"], outcome["tampered"], outcome["problem"]) == (1, 0, "")
+    assert said_so.warnings == ["one/1: Input/output error"]
+    assert (said_so.looks, made.trail.events(limit=9)) == (0, [])
+
+
+@run
+async def test_a_child_that_ends_early_or_does_not_begin_is_no_look_at_everything(made):
+    made.put(zoo.add(1), "one")
+    made.put(zoo.add(2), "two")
+    said_so = Said(made, said(made, "one", "ok"))
+    outcome = await said_so.run()
+    assert outcome["problem"] == "expected 2 files looked at, got 1"
+    said_so.program.unlink()
+    assert "expected a child that reads the files" in (await said_so.run())["problem"]
+    assert said_so.scrubber.status()["last"] is None
+    assert said_so.scrubber.status()["next_s"] <= scrubbing.FIRST_AFTER_S
+    await said_so.scrubber.close()
+
+
+@run
+async def test_what_could_not_be_put_aside_is_told_once_and_not_looked_for_again_and_again(made):
+    made.put(zoo.add(1), "one")
+    said_so = Said(made, said(made, "one", "tampered", problem="changed", found="sha256:00", found_bytes=7))
+    assert (await said_so.run())["tampered"] == 1
+    assert said_so.looks == 0
+    assert [event.subject for event in made.trail.events(kind="registry.tamper", limit=9)] == ["one/1"]
+
+
+@run
+async def test_stopping_ends_a_child_and_whoever_waits_for_it(made):
+    made.put(zoo.add(1), "one")
+    said_so = Said(made, "cat >/dev/null; exec sleep 600\n")
+    waiting = asyncio.ensure_future(said_so.run())
+    await until(lambda: said_so.scrubber._children, "the child runs")
+    assert said_so.scrubber.status()["running"]["of_files"] == 1
+    joined = asyncio.ensure_future(said_so.scrubber.run())
+    await asyncio.sleep(0)
+    assert len(said_so.scrubber._children) == 1, "both wait for the same"
+    await said_so.scrubber.close()
+    for each in (waiting, joined):
+        with pytest.raises(Unavailable, match="the daemon stops"):
+            await each
+    assert not said_so.scrubber._children
 
 
 # --- The command line

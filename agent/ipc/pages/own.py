@@ -11,6 +11,7 @@ import msgspec
 
 from agent.ipc.pages.content import Content, Handler, Node, Readable, json, parse
 from agent.ipc.routes import Page
+from agent.version import NOT_AS_SIGNED
 from skerry.errors import NotFound
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Own:
             "name": version.name,
             "version": version.number_text,
             "state": version.state,
-            "reason": version.reason,
+            "reason": version.reason or (NOT_AS_SIGNED if version.tampered else ""),
             "superseded_by": self._models.superseded_by(version),
             "ep": version.device.ep_name if version.device else None,
             "device": version.device.label if version.device else None,
