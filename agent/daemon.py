@@ -141,7 +141,10 @@ class Daemon:
             self._warn("state.db", [str(trail.damage)])
         self._witness = Witness(trail)
         self._gate.on_denied = self._witness.denied
-        self._witness.note("daemon.started", "", **self._identity(), damage=trail.damage or None)
+        damage = (
+            {"damage": trail.damage} if trail.damage else {}
+        )  # then this is the first event of a new chain
+        self._witness.note("daemon.started", "", **self._identity(), **damage)
         stack.callback(self._take_leave)
         self._cache = self._open_cache(stack)
 

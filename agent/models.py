@@ -236,7 +236,7 @@ class ModelTable:
             for version in gone:
                 del versions[version.number]
             for number, version in versions.items():
-                version.follow(wanted[number])
+                version.fault = wanted[number].fault
             fresh = wanted.keys() - versions.keys()
             for number in fresh:
                 versions[number] = Version(wanted[number], self._remember, self._fallbacks)

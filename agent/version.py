@@ -89,7 +89,6 @@ class Version:
         self.announced: str | None = (
             None  # the device that the audit log last named for it; None: out of service
         )
-        self.pinned = entry.manifest.pin
         self.keep_alive_s = 0.0  # 0: for ever
         self.memory_bytes = (
             0  # what unloading it gives back, when it was last measured; kept while it is unloaded
@@ -104,11 +103,10 @@ class Version:
         # Made when somebody waits for it: acquire and release are on the hot path.
         self._drained: asyncio.Event | None = None
 
-    def follow(self, entry: Entry) -> None:
-        """Take over what the registry says of its file now."""
-        self.fault = entry.fault
-        # What cannot be loaded again is not put out to make room.
-        self.pinned = bool(entry.fault) or entry.manifest.pin
+    @property
+    def pinned(self) -> bool:
+        """Whether it is not put out to make room: its owner says so, or it could not be loaded again."""
+        return self.entry.manifest.pin or (self.fault != "" and self.instance is not None)
 
     @property
     def tampered(self) -> bool:
