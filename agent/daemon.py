@@ -25,7 +25,9 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import clock, lean, lock, systemd, tasks, verification
+import msgspec
+
+from agent import clock, freshness, lean, lock, systemd, tasks, verification
 from agent import config as configuration
 from agent import paths as places
 from agent.ipc.doors import Doors
@@ -46,6 +48,7 @@ from providers.launcher import Launcher
 from skerry import __version__
 from skerry.errors import InternalError, SkerryError, Untrusted
 from store import listing as listings
+from store import timekeeping
 from store.blobs import MISSING, TAMPERED, BlobStore
 from store.cache import OutputCache
 from store.trail import StateStore
@@ -102,6 +105,8 @@ class Daemon:
         self._refreshing = asyncio.Lock()
         self._listing = listings.Listing(revision=0, owner=False)
         self._warnings: dict[str, list[str]] = {}
+        self._overdue = False  # the signed metadata is too old to serve by
+        self._staleness: asyncio.TimerHandle | None = None
         self._discovery: asyncio.Future[Discovery] = self._loop.create_future()
         self._gate = Gate(self._loop.time)
         self._grpc: supervisor.Gateway | None = None
@@ -281,10 +286,13 @@ class Daemon:
         self._warn("devices", [found.problem] if found.problem else [])
         self._discovery.set_result(found)
 
-    async def _first_refresh(self) -> None:
-        # A refusal stands among the warnings; a repaired registry is read later.
+    async def _refresh_quietly(self) -> None:
+        """A refusal stands among the warnings; a repaired registry is read later."""
         with contextlib.suppress(SkerryError):
             await self.refresh()
+
+    async def _first_refresh(self) -> None:
+        await self._refresh_quietly()
         self._settle()
         sandbox.give_memory_back()  # what the start needed
         if self._grpc is not None and self._config.grpc.enabled == "on":
@@ -306,7 +314,9 @@ class Daemon:
         """
         async with self._refreshing:
             try:
-                found = await verification.verify(self._paths, bundle, in_the_background=self._settled)
+                found = await verification.verify(
+                    self._paths, self._config.registry, bundle, in_the_background=self._settled
+                )
                 if found.revision < self._listing.revision:
                     # An unmounted or moved folder looks like an empty registry, and what serves is not in question.
                     raise Untrusted(
@@ -319,12 +329,41 @@ class Daemon:
                 raise
             self._listing = found
             self._warn("registry", list(found.problems))
+            served = self._apply_staleness()
             # Begun in the order in which the listings came, which each model's lock keeps. Nobody has to wait for
             # another listing's models: one that never ends to load would hold up every `model add`.
-            following = tasks.spawn(self._models.follow(found), "models")
+            following = tasks.spawn(self._models.follow(served), "models")
         self._scrubber.check_listing()
         await following
         self._notifier.status(self._summary())
+
+    def _freshness(self) -> freshness.Freshness:
+        settings = self._config.registry
+        reading = timekeeping.trusted_clock if settings.clock == "trusted" else timekeeping.kernel_clock
+        return freshness.judge(self._listing.expires_unix, settings.max_staleness_s, reading())
+
+    def _apply_staleness(self) -> listings.Listing:
+        """What of the listing may be served, by how stale it is; looks again when that may change."""
+        found = self._freshness()
+        if self._staleness is not None:
+            self._staleness.cancel()
+            self._staleness = None
+        if found.next_s is not None and not self._stop.is_set():
+            self._staleness = self._loop.call_later(found.next_s, self._look_again)
+        if found.overdue == self._overdue and not found.overdue:
+            return self._listing
+        self._overdue = found.overdue
+        text = (
+            "the signed metadata has been expired for longer than registry.max_staleness: nothing is served"
+        )
+        self._warn("staleness", [text] if found.overdue else [], logging.ERROR)
+        return msgspec.structs.replace(self._listing, entries=()) if found.overdue else self._listing
+
+    def _look_again(self) -> None:
+        before = self._overdue
+        served = self._apply_staleness()
+        if self._overdue != before:
+            tasks.spawn(self._models.follow(served), "models")
 
     # -- what happens while it runs
 
@@ -343,8 +382,7 @@ class Daemon:
             return  # nothing to reload yet, or any more
         self._notifier.reloading()
         self.reload()
-        with contextlib.suppress(SkerryError):
-            await self.refresh()
+        await self._refresh_quietly()
         self._notifier.ready(self._summary())
 
     def reload(self) -> None:
@@ -356,7 +394,8 @@ class Daemon:
         except SkerryError as error:
             self._warn("configuration", [f"not reloaded, the old one stays in force: {error}"], logging.ERROR)
             return
-        for change in configuration.changes(self._config, fresh).applied:
+        before = self._config
+        for change in configuration.changes(before, fresh).applied:
             log.info("configuration: %s", change)
         pending = configuration.changes(self._config_at_start, fresh).needs_restart
         self._warn("configuration", [f"{change} takes effect after a restart" for change in pending])
@@ -367,6 +406,8 @@ class Daemon:
         self._models.reconfigure()
         self._scrubber.reconfigure()
         self._set_access(fresh, rules)
+        if before.registry != fresh.registry:
+            tasks.spawn(self._refresh_quietly(), "registry")
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         lean.import_watchdog()  # while the children start
@@ -440,6 +481,9 @@ class Daemon:
         return {
             "revision": self._listing.revision,
             "owner": self._listing.owner,
+            "freshness": self._freshness().state,
+            "expires_unix": self._listing.expires_unix or None,
+            "channel": self._config.registry.channel,
             "problems": list(self._listing.problems),
             "tampered": [f"{entry.name}/{entry.version}" for entry in entries if entry.fault == TAMPERED],
             "missing": sum(entry.fault == MISSING for entry in entries),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skerry.errors import ConfigError, StorageFailed
+from store.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,16 @@ class Paths:
     def keys(self) -> Path:
         """Private keys, readable by the owner alone."""
         return self.data / "keys"
+
+    @property
+    def trusted_root(self) -> Path:
+        """The pinned root, beside the configuration: what an administrator decides."""
+        return self.config_file.parent / "root.json"
+
+    @property
+    def trust(self) -> Places:
+        """What the registry needs."""
+        return Places(self.registry, self.keys, self.state_db, self.trusted_root)
 
     @property
     def inbox(self) -> Path:

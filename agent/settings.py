@@ -244,8 +244,31 @@ class Inbox(Section, frozen=True):
 
 
 class Registry(Section, frozen=True):
-    """What is installed, and how it is looked after."""
+    """Which signed models this node believes, and for how long."""
 
+    channel: Annotated[
+        str | None,
+        _key(
+            "the signed channel document that says which versions run here; null: every model that is signed",
+            reload=True,
+        ),
+    ] = None
+    clock: Annotated[
+        Literal["kernel", "trusted"],
+        _key(
+            "whose word counts that the clock is right, by which expiry is judged: the kernel's, or yours (trusted)",
+            reload=True,
+        ),
+    ] = "kernel"
+    max_staleness_s: Annotated[
+        float,
+        _key(
+            "stop serving when the signed metadata has been expired for so long; 0: never",
+            reload=True,
+            ge=0,
+            le=36500 * _DAY_S,
+        ),
+    ] = 0.0
     scrub_s: Annotated[
         float,
         _key(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.paths import Paths
+    from agent.settings import Registry
 
 #: The child takes 0.2 s; with a bundle of gigabytes on a slow disk it takes minutes.
 TIMEOUT_S = 600.0
@@ -27,15 +28,19 @@ BACKGROUND_NICE = 10
 
 
 async def verify(
-    paths: Paths, bundle: Path | None = None, *, in_the_background: bool = False
+    paths: Paths, settings: Registry, bundle: Path | None = None, *, in_the_background: bool = False
 ) -> listing.Listing:
-    """What the registry holds, after `bundle`, if there is one, was imported.
+    """What the registry holds for this node, after `bundle`, if there is one, was imported.
 
     Raises:
         Unavailable: no child could be made.
         SkerryError: the registry or the bundle was refused.
     """
-    arguments = [str(paths.registry), str(paths.keys)]
+    arguments = [str(place) for place in paths.trust]
+    if settings.clock == "trusted":
+        arguments.append("--trust-clock")
+    if settings.channel:
+        arguments.append(f"--channel={settings.channel}")
     if bundle is not None:
         arguments += ["--import", str(bundle)]
     try:

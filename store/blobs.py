@@ -1,6 +1,7 @@
 """Keep model files under the digest of their bytes, and hand out sealed copies of exactly those bytes.
 
-Does: ingest (stream, hash, commit), look up, check, open as a sealed memfd, discard, put aside what is no blob.
+Does: ingest (stream, hash, commit; resumed if need be), look up, check, open as a sealed memfd, discard, put aside what
+is no blob.
 Leaves out: which digests may be loaded (store.trust) and what they are called (store.registry), copying and hashing
 apart (store.sealer).
 
@@ -27,7 +28,7 @@ from store import durable, sealer
 from store.damaged import Damaged, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
 #: While one chunk is hashed without OpenSSL, which the daemon does (agent.lean), every other thread waits: 0.2 ms.
@@ -151,6 +152,44 @@ class BlobStore:
             durable.make_dir(place.parent)
             new.commit(place)
         return found
+
+    def resume(self, expected: Content, chunks_from: Callable[[int], Iterable[bytes]]) -> None:
+        """Store a blob whose content is known before; a call that was killed is gone on with, not begun anew.
+
+        Args:
+            expected: what it has to be.
+            chunks_from: an offset in bytes -> the blob from there on, in pieces of any length.
+
+        Raises:
+            Untrusted: the bytes are not those of `expected`; nothing of them is kept.
+            TooLarge: there are more.
+            StorageFailed: the disk refused; nothing is kept.
+        """
+        durable.make_dir(self.root)
+        place = self.path(expected.digest)
+        while True:
+            with durable.Part(self.root, place.name, BLOB_MODE) as part:
+                tally = _Tally(expected.size_bytes)
+                for chunk in part.kept():
+                    tally.add(chunk)
+                begun_bytes = tally.content().size_bytes
+                for chunk in chunks_from(begun_bytes):
+                    tally.add(chunk)
+                    part.write(chunk)
+                if tally.content() == expected:
+                    durable.make_dir(place.parent)
+                    part.commit(place)
+                    return
+            if not begun_bytes:
+                _require("blob", expected, tally.content())
+            # What was kept may have been torn by a power cut: it is gone now, and the whole is read once more.
+
+    def sweep_parts(self, wanted: Collection[str]) -> None:
+        """Remove what killed calls of `resume` left, but for the digests `wanted`."""
+        for name in durable.names(self.root):
+            hexdigest = name.removeprefix(durable.PART_PREFIX)
+            if name != hexdigest and f"sha256:{hexdigest}" not in wanted:
+                durable.remove(self.root / name)
 
     def ingest_file(self, path: Path) -> Content:
         """Store a copy of the file `path`; see `ingest`."""

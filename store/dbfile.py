@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from skerry.errors import StorageFailed
 from skerry.terms import MIB
+from store import durable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,6 +134,29 @@ def open_reader(path: Path, kind: Kind) -> sqlite3.Connection:
     return connection
 
 
+def open_viewer(path: Path) -> sqlite3.Connection:
+    """A connection that looks at the file and changes nothing in it, whether or not somebody has it open.
+
+    Raises sqlite3.Error. The file exists.
+    """
+    connection = _connect(path, WRITER_WAIT_MS)
+    try:
+        # A WAL file is read with the help of two more, which SQLite makes beside it.
+        connection.execute("PRAGMA query_only = ON")
+        user_version(connection)
+    except sqlite3.OperationalError:
+        connection.close()
+        if path.with_name(f"{path.name}-wal").exists():
+            raise
+        # Where nothing can be written there is no writer either, so what lies there is whole.
+        uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+        return sqlite3.connect(uri, uri=True, isolation_level=None)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _connect(path: Path, wait_ms: int) -> sqlite3.Connection:
     """A connection in autocommit that any thread may use, one at a time. Reads nothing yet, makes no file."""
     return sqlite3.connect(
@@ -152,9 +176,12 @@ def open_writer(path: Path, kind: Kind) -> sqlite3.Connection:
         Unfit: it has to be set aside.
         StorageFailed: it must stay and cannot be used.
     """
-    os.close(
-        os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    )  # SQLite would make it with the umask
+    # SQLite would make it with the umask, and as root's.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        durable.give_to_owner(fd, path.parent)
+    finally:
+        os.close(fd)
     connection = _connect(path, WRITER_WAIT_MS)
     try:
         version = user_version(connection)

@@ -8,7 +8,7 @@ Rules
  * Whatever store changes on disk outside SQLite, it changes through this module.
  * A failure removes its temp file and raises StorageFailed; a killed process leaves a `.tmp-…` for `sweep`.
  * Root's CLI must not lock the service out of its own files: what root makes belongs to the owner of the
-   directory it is in.
+   directory it is in, unless it is asked to stay root's.
  * Every call that changes the disk goes through this module's `os`, which is where tests put their faults.
 """
 # pathlib would go past that seam, so here:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 TEMP_PREFIX = ".tmp-"
+PART_PREFIX = ".part-"
+READ_BYTES = 1 << 20
 LOCK_WAIT_S = 60.0  # an `add` of the largest model on an SD card takes about this long
 LOCK_RETRY_S = 0.05
 
@@ -80,10 +82,14 @@ class Staged:
             while view:  # a nearly full disk takes a part first and refuses the rest
                 view = view[os.write(self._fd, view) :]
 
-    def commit(self, path: Path) -> None:
-        """Make the bytes durable and then visible at `path`, replacing what is there."""
+    def commit(self, path: Path, *, keep_owner: bool = False) -> None:
+        """Make the bytes durable and then visible at `path`, replacing what is there.
+
+        With `keep_owner` the file stays root's, if it is root who writes it.
+        """
         with reporting(f"{path}: cannot write"):
-            _give_to_owner(self._fd, self._temp.parent)
+            if not keep_owner:
+                give_to_owner(self._fd, self._temp.parent)
             os.fchmod(self._fd, self._mode)
             os.fsync(self._fd)
             os.replace(self._temp, path)
@@ -103,7 +109,45 @@ class Staged:
                 os.unlink(self._temp)
 
 
-def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644) -> None:
+class Part(Staged):
+    """A new file that a killed process leaves behind, to be gone on with; see Staged.
+
+    Leaving the `with` block by an error or without `commit` removes it; being killed or interrupted does not.
+
+    Args:
+        directory: where it is written; on the file system of its final place. One process at a time.
+        name: tells one unfinished file from another.
+        mode: permission bits of the committed file.
+    """
+
+    def __init__(self, directory: Path, name: str, mode: int) -> None:
+        self._temp = directory / f"{PART_PREFIX}{name}"
+        self._mode = mode
+        self._committed = False
+        with reporting(f"{directory}: cannot create a file"):
+            flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(self._temp, flags, 0o600)
+
+    def kept(self) -> Iterator[bytes]:
+        """What is there already, in pieces."""
+        offset = 0
+        while True:
+            with reporting(f"{self._temp}: cannot read"):
+                chunk = os.pread(self._fd, READ_BYTES, offset)
+            if not chunk:
+                return
+            offset += len(chunk)
+            yield chunk
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, Exception):
+            self._committed = True  # interrupted: it stays
+        super().__exit__(kind, error, trace)
+
+
+def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *, keep_owner: bool = False) -> None:
     """Replace `path` by `data`: afterwards, and after a crash at any point, it is the old file or the new.
 
     Raises:
@@ -113,7 +157,7 @@ def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644) -> None:
     with Staged(path.parent, mode) as new:
         for chunk in (data,) if isinstance(data, bytes) else data:
             new.write(chunk)
-        new.commit(path)
+        new.commit(path, keep_owner=keep_owner)
 
 
 def make_dir(path: Path, mode: int = 0o750) -> None:
@@ -132,7 +176,7 @@ def make_dir(path: Path, mode: int = 0o750) -> None:
         # Not through a link that another process was faster with: root must not give away what it leads to.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _give_to_owner(fd, path.parent)
+            give_to_owner(fd, path.parent)
         finally:
             os.close(fd)
         _sync_dir(path.parent)
@@ -213,6 +257,14 @@ def read(path: Path, limit_bytes: int) -> bytes | None:
     return data
 
 
+def read_if_sound(path: Path, limit_bytes: int) -> bytes | None:
+    """The whole of a small file; None if there is none, or none that can be read and used."""
+    try:
+        return read(path, limit_bytes)
+    except StorageFailed:
+        return None
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path` against every other process; the kernel frees it when we die.
@@ -225,7 +277,7 @@ def locked(path: Path) -> Iterator[None]:
         fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with reporting(f"{path}: cannot lock"):
-            _give_to_owner(fd, path.parent)
+            give_to_owner(fd, path.parent)
             _wait_for_lock(fd, path)
         yield
     finally:
@@ -248,7 +300,8 @@ def _wait_for_lock(fd: int, path: Path) -> None:
             return
 
 
-def _give_to_owner(fd: int, directory: Path) -> None:
+def give_to_owner(fd: int, directory: Path) -> None:
+    """If this is root's process: give the open file to whom `directory` belongs. Raises OSError."""
     if os.geteuid() != 0:
         return
     owner = os.stat(directory)

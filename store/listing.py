@@ -19,7 +19,8 @@ class Entry(msgspec.Struct, frozen=True):
     """One version of a model that signed metadata names.
 
     `installed`: a file of the right name and length is there; its bytes are checked when it is loaded. `fault`: why it
-    is not installed, as store.blobs has it: MISSING or TAMPERED; empty if it is.
+    is not installed, as store.blobs has it: MISSING or TAMPERED; empty if it is. `release` counts what was signed under
+    this name. `role` is who signed it.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Entry(msgspec.Struct, frozen=True):
     manifest: Manifest
     installed: bool
     fault: str = ""
+    release: int = 1
+    role: str = ""
 
     @property
     def contents(self) -> tuple[tuple[str, int], ...]:
@@ -44,11 +47,13 @@ class Listing(msgspec.Struct, frozen=True):
     """A verified look at the registry.
 
     `revision` is the version of the signed timestamp, 0 for an empty registry. `owner`: this node holds
-    the key that signs. `problems` are sentences about what was left out, and why.
+    the key that signs. `problems` are sentences about what was left out, and why. `expires_unix`: when the first of the
+    signed files is no longer fresh, 0 for an empty registry.
     """
 
     revision: int
     owner: bool
+    expires_unix: float = 0
     entries: tuple[Entry, ...] = ()
     problems: tuple[str, ...] = ()
 

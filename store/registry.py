@@ -1,65 +1,68 @@
 """The models of this node: which name and version is which blob, said by signed metadata.
 
-Does: list, add, remove, collect garbage, pin a foreign root, tell who signs.
-Leaves out: the checks of signatures (store.trust), keys (store.signing), carrying models away (store.bundle),
-reading them at load time (store.blobs, without tuf, in the daemon).
+Does: list, add, remove, take in what a carrier brings, collect garbage, tell who signs.
+Leaves out: the checks of signatures (store.trust), what is in force and since when (store.admission), keys
+(store.signing), carrying models away (store.bundle), reading them at load time (store.blobs, without tuf, in the
+daemon).
 
 Rules
  * Every answer comes from metadata verified in this call; files alone prove nothing.
  * A version, once signed, never changes its bytes or its manifest.
- * A change writes blobs first, metadata second, and the timestamp last; what is no longer named is removed
+ * A change writes blobs first, metadata second, and puts it in force last; what is no longer named is removed
    after that. Killed anywhere, the registry is the old one or the new one, and the next change cleans up.
  * Changes exclude each other by a lock; readers take none and look again if a change went through under them.
 
-Layout: metadata/{N.root,N.targets,N.snapshot,timestamp}.json, blobs/sha256/ab/<hex>, .lock
+Layout: metadata/N.{root,timestamp,snapshot,targets,…}.json, blobs/sha256/ab/<hex>, .lock
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from skerry.errors import Denied, SkerryError, TooLarge, Untrusted
+from skerry.errors import Denied, SkerryError, TooLarge
 from skerry.manifest import Manifest
-from store import durable, signing, targets, trust
+from skerry.terms import MIB
+from store import channels, delegations, durable, signing, targets, trust, tufchecks
+from store.admission import Metadata
+from store.audit import Event
 from store.blobs import BlobStore, Content, read_chunks
 from store.listing import Entry, Listing
+from store.timekeeping import kernel_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
     from pathlib import Path
 
     from tuf.api.metadata import Root, TargetFile  # type: ignore[attr-defined]  # public there, without __all__
 
+    from store.places import Places
+    from store.timekeeping import Reading
+
 MAX_ENTRIES = 10_000  # 40,000 bare ones would fit into the targets file; with manifests this many do
 READ_ATTEMPTS = 5
-
-_REVISION_FILE = re.compile(r"([1-9][0-9]*)\.(?:snapshot|targets)\.json")
+MAX_INCOMING_BYTES = MIB  # 10,000 digests
+INCOMING_KEPT_S = 7 * 24 * 3600.0
 
 
 class Registry:
     """One node's registry.
 
     Args:
-        home_registry: the folder `registry/`; made when something is put into it.
-        keys: the folder of the owner's key; made with the key, at the first `add`.
-        now: the clock that dates signatures and judges what carriers offer.
+        places: where it lies; folders are made when something is put into them.
+        clock: what dates signatures and judges what carriers offer.
     """
 
-    def __init__(
-        self, home_registry: Path, keys: Path, *, now: Callable[[], datetime] = trust.utc_now
-    ) -> None:
-        self.home = home_registry
-        self.metadata = home_registry / "metadata"
-        self.blobs = BlobStore(home_registry / "blobs")
-        self.keys = keys
-        self.now = now
+    def __init__(self, places: Places, *, clock: Callable[[], Reading] = kernel_clock) -> None:
+        self.places = places
+        self.home = places.registry
+        self.blobs = BlobStore(places.registry / "blobs")
+        self.metadata = Metadata(places, clock)
+        self.clock = clock
+        self._incoming = places.registry / "incoming.json"
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -71,21 +74,31 @@ class Registry:
             StorageFailed: it cannot be read.
         """
         for _ in range(READ_ATTEMPTS - 1):
-            before = self._timestamp()
+            before = self.metadata.ledger.read().admission
             try:
-                return self._verified()
+                return self.metadata.trusted()
             except SkerryError:
-                if self._timestamp() == before:
+                if self.metadata.ledger.read().admission == before:
                     raise
-        return self._verified()
+        return self.metadata.trusted()
 
-    def listing(self) -> Listing:
-        """All entries that verify, by name and version, and sentences about those that cannot be used."""
+    def read(self, trusted: trust.Trusted | None) -> targets.Reading:
+        """The models that a verified chain names, without those that are revoked here."""
+        return targets.read_all(trusted, self.blobs, self.metadata.ledger.read().releases)
+
+    def listing(self, channel: str = "") -> Listing:
+        """All entries that verify, by name and version, and sentences about those that cannot be used.
+
+        With `channel`, a group's name, only what the signed document of that group says.
+        """
         trusted = self.trusted()
+        owner = self.owner() is not None
         if trusted is None:
-            return Listing(0, self.owner() is not None)
-        entries, problems = targets.read_all(trusted.targets.targets, self.blobs)
-        return Listing(trusted.revision, self.owner() is not None, tuple(entries), tuple(problems))
+            return Listing(0, owner)
+        entries, problems = self.read(trusted)
+        if channel:
+            entries, problems = _follow(channel, trusted, entries, problems)
+        return Listing(trusted.revision, owner, trusted.expires.timestamp(), entries, problems)
 
     def entries(self) -> list[Entry]:
         """All entries that verify, by name and version."""
@@ -110,32 +123,23 @@ class Registry:
 
     def owner(self) -> signing.Owner | None:
         """Who signs here, if this node holds the key of its root (or the key of the root it will make)."""
-        owner = signing.load(self.keys)
+        owner = signing.load(self.places.keys)
         root = self.root()
         return owner if owner and (root is None or owner.holds(root)) else None
 
     def root(self) -> Root | None:
-        """The newest pinned root, None on a node that trusts nobody yet."""
-        roots = trust.read_roots(self.metadata)
-        return trust.newest_root(roots, self.metadata) if roots else None
+        """The newest root, None on a node that trusts nobody yet."""
+        return self.metadata.root()
 
-    def root_path(self) -> Path | None:
+    def root_bytes(self) -> bytes | None:
         """The newest root's file, to be handed to nodes that shall trust this one."""
-        root = self.root()
-        return self.metadata / f"{root.version}.root.json" if root else None
+        roots = self.metadata.roots()
+        return list(roots.values())[-1] if roots else None
 
     def fingerprint(self) -> str:
-        """What people compare to see that two nodes trust the same keys; "" on a node that trusts nobody yet.
-
-        "sha256:<hex>" over the root role's threshold and public keys. Their ids are left out, because the
-        file that declares an id is the one that is to be checked.
-        """
+        """What people compare to see that two nodes trust the same keys; "" on a node that trusts nobody yet."""
         root = self.root()
-        if root is None:
-            return ""
-        role = root.roles["root"]
-        keys = sorted(json.dumps(root.keys[keyid].to_dict(), sort_keys=True) for keyid in role.keyids)
-        return f"sha256:{hashlib.sha256(json.dumps([role.threshold, keys]).encode()).hexdigest()}"
+        return tufchecks.fingerprint(root, "root") if root is not None else ""
 
     # -- changing --------------------------------------------------------------------------------------
 
@@ -163,17 +167,18 @@ class Registry:
         with self.changing():
             owner = self._become_owner()
             installed = self.trusted()
-            signed = dict(installed.targets.targets) if installed else {}
-            entries, _ = targets.read_all(signed, self.blobs)
+            signed = signed_models(installed)
+            entries = self.read(installed).entries
             targets.refuse_other_case(entries, name)
             number = wanted.version or 1 + max((e.version for e in entries if e.name == name), default=0)
             wanted = msgspec.structs.replace(wanted, version=number)
-            target = targets.make(self._ingest(model), wanted)
-            entry = targets.read(target.path, target, self.blobs)
+            target = targets.make(self._ingest(model), wanted, self.next_release(name, entries))
             if target.path in signed:
                 targets.require_same(signed[target.path], target)
-            else:
-                self.publish(owner, signed | {target.path: target}, installed)
+                return targets.read(target.path, signed[target.path], signing.MODELS, self.blobs)
+            entry = targets.read(target.path, target, signing.MODELS, self.blobs)
+            events = [Event("added", f"{name}/{number}", {"digest": entry.digest})]
+            self.publish(owner, signed | {target.path: target}, installed, events)
             return entry
 
     def remove(self, name: str, version: int | None = None) -> list[Entry]:
@@ -186,35 +191,48 @@ class Registry:
         """
         with self.changing():
             installed = self.trusted()
-            signed = dict(installed.targets.targets) if installed else {}
-            entries, _ = targets.read_all(signed, self.blobs)
-            gone = targets.matching(entries, name, version)
+            signed = signed_models(installed)
+            gone = targets.matching(self.read(installed).entries, name, version)
             owner = self._become_owner()
             for entry in gone:
                 del signed[targets.path_of(entry.name, entry.version)]
-            self.publish(owner, signed, installed)
+            events = [Event("removed", f"{e.name}/{e.version}", {"digest": e.digest}) for e in gone]
+            self.publish(owner, signed, installed, events)
             return gone
 
-    def init_follower(self, root_bytes: bytes) -> None:
+    def init_follower(self, root_bytes: bytes, *, replace: bool = False) -> None:
         """Pin a root: from now on this node loads what its keys sign, and nothing else.
 
         Raises:
             Untrusted: not a valid root.
-            Denied: another root is pinned already.
+            Denied: another root is pinned already, and `replace` does not say that it shall go.
             StorageFailed: the disk refused.
         """
-        root = trust.check_root(root_bytes, "the offered root")
-        durable.make_dir(self.metadata)
-        with durable.locked(self.home / ".lock"):
-            durable.sweep(self.metadata)
-            roots = trust.read_roots(self.metadata)
-            if roots and root_bytes not in roots.values():
-                raise Denied(
-                    f"{self.metadata}: expected no root or this one, found another",
-                    "a home trusts one root for good; use a new --home for another",
-                )
-            if not roots:
-                durable.write(self.metadata / f"{root.version}.root.json", root_bytes)
+        with self.changing():
+            self.metadata.pin(root_bytes, replace=replace)
+
+    def settle(self) -> None:
+        """Write down what is known from files only, if anything is; see store.admission.
+
+        Raises:
+            Untrusted: the registry does not verify.
+            StorageFailed: the disk refused.
+        """
+        if self.metadata.is_settled():
+            return
+        with self.changing():
+            self.metadata.settle()
+
+    def expect(self, digests: Iterable[str]) -> None:
+        """Keep these blobs though nothing names them yet, also if this process is killed: an import brings them.
+
+        Until `expect` is called with none, or for INCOMING_KEPT_S. Only while the registry is being changed.
+        """
+        wanted = list(digests)
+        if wanted:
+            durable.write(self._incoming, msgspec.json.encode(wanted))
+        else:
+            durable.remove(self._incoming)
 
     def collect_garbage(self) -> None:
         """Remove what no signed metadata names: blobs, superseded metadata, leftovers of killed processes.
@@ -233,10 +251,16 @@ class Registry:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Exclude other changes; clean up before and after."""
-        for directory in (self.metadata, self.blobs.root):
+        for directory in (self.metadata.folder, self.blobs.root):
             durable.make_dir(directory)
         with durable.locked(self.home / ".lock"):
-            for directory in (self.metadata, self.blobs.root, self.keys):
+            for directory in (
+                self.home,
+                self.metadata.folder,
+                self.blobs.root,
+                self.places.keys,
+                self.places.root.parent,
+            ):
                 durable.sweep(directory)
             try:
                 yield
@@ -245,80 +269,114 @@ class Registry:
                 with suppress(SkerryError):
                     self._collect()
 
+    def next_release(self, name: str, entries: Iterable[Entry]) -> int:
+        """The release of what is signed next under this name: one more than any before."""
+        known = [entry.release for entry in entries if entry.name == name]
+        return 1 + max([0, self.metadata.ledger.read().releases.get(name, 0), *known])
+
     def publish(
         self,
         owner: signing.Owner,
-        signed: Mapping[str, TargetFile],
+        models: Mapping[str, TargetFile],
         installed: trust.Trusted | None,
+        events: list[Event],
         *,
         after: int = 0,
     ) -> None:
-        """Sign the targets `signed` as the next revision, one beyond `after` at least, and commit it."""
-        if len(signed) > MAX_ENTRIES:
-            raise TooLarge(f"registry: expected at most {MAX_ENTRIES} versions, got {len(signed)}")
-        version, issued = after, self.now()
+        """Sign these models as the next revision, one beyond `after` at least, and put it in force."""
+        if len(models) > MAX_ENTRIES:
+            raise TooLarge(f"registry: expected at most {MAX_ENTRIES} versions, got {len(models)}")
+        version, issued = after, self.clock().wall
+        channels: Mapping[str, TargetFile] = {}
         if installed:
-            roles = (installed.timestamp, installed.snapshot, installed.targets)
+            roles = (installed.timestamp, installed.snapshot, *installed.roles.values())
             version = max(version, *(role.version for role in roles))
-            issued = max(issued, installed.issued)
+            issued = max(issued, installed.issued or issued)
+            if signing.CHANNELS in installed.roles:
+                channels = installed.roles[signing.CHANNELS].targets
         self._renew_root(owner, issued)
-        files = owner.sign_revision(signed, version + 1, issued)
-        source = trust.Source("new revision", lambda name, _limit: files.get(name))
-        # Never write what the next start would refuse: too large, say, or wrong by a bug of ours.
-        trusted = trust.verify(list(trust.read_roots(self.metadata).values()), source)
-        trust.commit(self.metadata, trusted, installed)
+        files = owner.sign_revision(version + 1, issued, models, channels)
+        # Never put in force what the next start would refuse: too large, say, or wrong by a bug of ours.
+        timestamp = {trust.timestamp_name(version + 1): files.pop(trust.TIMESTAMP)}
+        trusted = trust.verify(self.metadata.roots() | files | timestamp, "new revision")
+        self.metadata.admit(self.metadata.own(trusted, "this node's key"), {}, events)
 
     def _become_owner(self) -> signing.Owner:
         root = self.root()
-        owner = signing.load(self.keys)
+        owner = signing.load(self.places.keys)
         if root is None:
-            owner = owner or signing.create(self.keys)
-            durable.write(self.metadata / "1.root.json", owner.sign_root(1, self.now()))
+            owner = owner or signing.create(self.places.keys)
+            self.metadata.pin(owner.sign_root(1, self.clock().wall))
         elif owner is None or not owner.holds(root):
             raise Denied(
                 "registry: this node follows a root whose key it does not hold",
                 "change models where the key is, then import a bundle from there",
             )
+        self.metadata.settle()
         return owner
 
     def _renew_root(self, owner: signing.Owner, issued: datetime) -> None:
         """A root that ends before the revision does would make it unusable; the same key signs the next."""
         root = self.root()
         if root is not None and root.expires < issued + signing.ROLE_LIFETIME:
-            data = owner.sign_root(root.version + 1, issued)
-            durable.write(self.metadata / f"{root.version + 1}.root.json", data)
+            name = f"{root.version + 1}.root.json"
+            self.metadata.take_root(name, owner.sign_root(root.version + 1, issued))
 
     def _ingest(self, model: int | Path) -> Content:
         if isinstance(model, int):
             return self.blobs.ingest(read_chunks(model))
         return self.blobs.ingest_file(model)
 
-    def _timestamp(self) -> bytes | None:
-        return durable.read(self.metadata / trust.TIMESTAMP, trust.MAX_TIMESTAMP_BYTES)
-
-    def _verified(self) -> trust.Trusted | None:
-        trusted = trust.verify_installed(self.metadata)
-        if trusted is None and self._lost_timestamp() and self.owner():
-            raise Untrusted(
-                f"{self.metadata / trust.TIMESTAMP}: expected beside newer metadata, found none",
-                "restore the file from a backup of this home; without it the registry would start anew",
-            )
-        return trusted
-
-    def _lost_timestamp(self) -> bool:
-        """Whether there is more than a killed first change leaves behind."""
-        found = (_REVISION_FILE.fullmatch(path.name) for path in self.metadata.glob("*.json"))
-        return any(int(match[1]) > 1 for match in found if match)
-
     def _collect(self) -> None:
-        trusted = self.trusted()
-        if trusted is None and self._lost_timestamp():
-            return  # a follower's; whether its blobs are still wanted is not known
-        signed = trusted.targets.targets.values() if trusted else ()
-        named = {f"sha256:{target.hashes.get('sha256')}" for target in signed}
+        named = {targets.digest_of(target) for target in signed_targets(self.trusted()).values()}
+        expected = self._expected()
         for digest in list(self.blobs.digests()):
-            if digest not in named:
+            if digest not in named and digest not in expected:
                 self.blobs.discard(digest)
-        for path in self.metadata.glob("*.json"):
-            if _REVISION_FILE.fullmatch(path.name) and not (trusted and path.name in trusted.files):
-                durable.remove(path)
+        self.blobs.sweep_parts(expected)
+        self.metadata.sweep()
+
+    def _expected(self) -> frozenset[str]:
+        """What an import that was killed has brought, or still wants to."""
+        try:
+            age_s = self.clock().wall.timestamp() - self._incoming.stat().st_mtime
+        except OSError:
+            return frozenset()
+        data = durable.read_if_sound(self._incoming, MAX_INCOMING_BYTES)
+        try:
+            wanted = msgspec.json.decode(data or b"[]", type=frozenset[str])
+        except msgspec.DecodeError:
+            wanted = frozenset()
+        if not wanted or abs(age_s) > INCOMING_KEPT_S:
+            durable.remove(self._incoming)
+            return frozenset()
+        return wanted
+
+
+def _follow(
+    group: str, trusted: trust.Trusted, entries: tuple[Entry, ...], problems: tuple[str, ...]
+) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    try:
+        channel = channels.find(trusted, group)
+    except SkerryError as error:
+        return (), (*problems, str(error))
+    known = {(entry.name, entry.version) for entry in entries}
+    missing = [
+        f"channel {group}: {name}/{version} shall run, and nobody signed it"
+        for name, versions in sorted(channel.models.items())
+        for version in versions
+        if (name, version) not in known
+    ]
+    return channels.chosen(channel, entries), (*problems, *missing)
+
+
+def signed_targets(trusted: trust.Trusted | None) -> dict[str, TargetFile]:
+    """Every target that counts in a verified chain, by path."""
+    if trusted is None:
+        return {}
+    return {path: found.target for path, found in delegations.everything(trusted.roles).items()}
+
+
+def signed_models(trusted: trust.Trusted | None) -> dict[str, TargetFile]:
+    """Those of them that are models."""
+    return {path: target for path, target in signed_targets(trusted).items() if path.startswith("models/")}

@@ -88,9 +88,9 @@ class Reader:
         member = self.members.get(name)
         return b"".join(self.chunks(member)) if member else None
 
-    def chunks(self, member: Member) -> Iterator[bytes]:
-        """The bytes of a member, in pieces of at most CHUNK_BYTES."""
-        offset, end = member.offset, member.offset + member.size_bytes
+    def chunks(self, member: Member, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a member from `start` on, in pieces of at most CHUNK_BYTES."""
+        offset, end = member.offset + start, member.offset + member.size_bytes
         while offset < end:
             chunk = self._pread(min(CHUNK_BYTES, end - offset), offset)
             if not chunk:

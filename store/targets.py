@@ -4,13 +4,14 @@ Does: translate between TUF targets and entries of the registry, both ways, with
 Leaves out: who signed (store.trust) and where the bytes are (store.blobs).
 
 A target's path is `models/NAME/VERSION.onnx`. Its custom part holds the manifest as JSON text: TUF signs
-canonical JSON, which has no fractions, and samples and tolerances are made of them.
+canonical JSON, which has no fractions, and samples and tolerances are made of them. It also holds the release, a
+counter per name that never repeats: what a role revokes, it revokes below a release, so that a version can come back.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public there, without __all__
@@ -18,14 +19,23 @@ from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public 
 from skerry.errors import InvalidRequest, NotFound, SkerryError, TooLarge, Unsupported
 from skerry.manifest import Manifest
 from skerry.terms import MIB, check_model_name, parse_version
+from store import delegations
 from store.blobs import MAX_BLOB_BYTES, BlobStore, Content
 from store.listing import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tuf.api.metadata import Targets  # type: ignore[attr-defined]  # likewise
+
+    from store.trust import Trusted
 
 MAX_MANIFEST_BYTES = MIB
 
+#: In a signed role: model -> the lowest of its releases that is not revoked.
+LOWEST_RELEASES = "x-skerry-min-release"
+
+_CHANNELS = "channels/"
 _PATH = re.compile(r"models/([^/]+)/([0-9]+)\.onnx")
 
 
@@ -34,19 +44,82 @@ def path_of(name: str, version: int) -> str:
     return f"models/{name}/{version}.onnx"
 
 
-def read_all(targets: Mapping[str, TargetFile], blobs: BlobStore) -> tuple[list[Entry], list[str]]:
-    """What verified targets say: entries by name and version, and sentences about what is not understood."""
+class Reading(NamedTuple):
+    """What verified targets come to: entries by name and version, and sentences about what is left out."""
+
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...]
+
+
+def read_all(trusted: Trusted | None, blobs: BlobStore, releases: Mapping[str, int] | None = None) -> Reading:
+    """The models that a verified chain names.
+
+    Args:
+        trusted: the chain, None if there is none.
+        blobs: where their bytes are, if they are there.
+        releases: model -> the lowest release that is not revoked, as far as this node has learned.
+    """
+    if trusted is None:
+        return Reading((), ())
     entries: list[Entry] = []
-    problems: list[str] = []
-    for path, target in targets.items():
+    problems = list(trusted.problems)
+    lowest = dict(releases or {}) | lowest_releases(trusted)
+    for path, (target, role) in delegations.everything(trusted.roles).items():
+        if path.startswith(_CHANNELS):
+            continue
         try:
-            entries.append(read(path, target, blobs))
+            entry = read(path, target, role, blobs)
         except (SkerryError, msgspec.MsgspecError, KeyError, TypeError) as error:
             problems.append(f"{path}: signed, but not understood: {error}")
-    return sorted(entries, key=lambda entry: (entry.name, entry.version)), sorted(problems)
+            continue
+        floor = max(lowest.get(entry.name, 0), (releases or {}).get(entry.name, 0))
+        if entry.release < floor:
+            problems.append(f"{path}: revoked: expected release {floor} or later, got {entry.release}")
+        else:
+            entries.append(entry)
+    kept = _one_of_each_case(entries, problems)
+    return Reading(
+        tuple(sorted(kept, key=lambda entry: (entry.name, entry.version))), tuple(sorted(problems))
+    )
 
 
-def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
+def lowest_releases(trusted: Trusted) -> dict[str, int]:
+    """Model -> the lowest release that is not revoked, as the roles say that may: those on the way to its signer."""
+    declared = {name: _declared(role) for name, role in trusted.roles.items()}
+    lowest: dict[str, int] = {}
+    for model in {model for releases in declared.values() for model in releases}:
+        path = path_of(model, 1)
+        for name, role in delegations.visit(path, lambda name, _delegator: trusted.roles.get(name)):
+            lowest[model] = max(lowest.get(model, 0), declared[name].get(model, 0))
+            prefix = path.removesuffix("1.onnx")
+            if any(target.startswith(prefix) for target in role.targets):
+                break
+    return lowest
+
+
+def _declared(role: Targets) -> dict[str, int]:
+    """What a role says of releases; what it says wrongly is not said."""
+    value = role.unrecognized_fields.get(LOWEST_RELEASES)
+    pairs = value.items() if isinstance(value, dict) else ()
+    return {model: release for model, release in pairs if isinstance(release, int) and release > 0}
+
+
+def _one_of_each_case(entries: list[Entry], problems: list[str]) -> list[Entry]:
+    """Without names that differ from an earlier one only in upper and lower case: the first role's name counts."""
+    spelling: dict[str, str] = {}
+    kept = []
+    for entry in entries:
+        known = spelling.setdefault(entry.name.lower(), entry.name)
+        if known == entry.name:
+            kept.append(entry)
+        else:
+            problems.append(
+                f"{path_of(entry.name, entry.version)}: expected the name {known!r} or a different word"
+            )
+    return kept
+
+
+def read(path: str, target: TargetFile, role: str, blobs: BlobStore) -> Entry:
     """One verified target as an entry.
 
     Raises:
@@ -56,22 +129,41 @@ def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
     if match is None:
         raise InvalidRequest("expected a path models/NAME/VERSION.onnx")
     name, version = check_model_name(match[1]), parse_version(match[2])
+    if path != path_of(name, version):  # 07.onnx would be another path of version 7
+        raise InvalidRequest(f"expected the path {path_of(name, version)}")
     if not 0 < target.length <= MAX_BLOB_BYTES:
         raise TooLarge(f"expected 1 to {MAX_BLOB_BYTES} bytes, got {target.length}")
     digest = f"sha256:{target.hashes['sha256']}"
     blobs.path(digest)  # raises if it is no digest
-    manifest = msgspec.json.decode(target.custom["manifest"], type=Manifest)
+    custom = target.custom or {}
+    manifest = msgspec.json.decode(custom["manifest"], type=Manifest)
     manifest.check()
+    release = custom.get("release", version)
+    if not isinstance(release, int) or release < 1:
+        raise InvalidRequest(f"release: expected a positive integer, got {release!r}")
     fault = blobs.fault(digest, target.length)
-    return Entry(name, version, digest, target.length, manifest, installed=not fault, fault=fault)
+    return Entry(
+        name, version, digest, target.length, manifest, not fault, fault=fault, release=release, role=role
+    )
 
 
-def make(content: Content, manifest: Manifest) -> TargetFile:
+def make(content: Content, manifest: Manifest, release: int) -> TargetFile:
     """The target that stands for `content` as the manifest's name and version."""
-    custom = {"manifest": msgspec.json.encode(manifest).decode()}
+    custom = {"manifest": msgspec.json.encode(manifest).decode(), "release": release}
     hashes = {"sha256": content.digest.removeprefix("sha256:")}
     path = path_of(manifest.name, manifest.version)
     return TargetFile(content.size_bytes, hashes, path, {"custom": custom})
+
+
+def with_release(target: TargetFile, release: int) -> TargetFile:
+    """The same target, signed for another time."""
+    custom = {**(target.custom or {}), "release": release}
+    return TargetFile(target.length, target.hashes, target.path, {"custom": custom})
+
+
+def digest_of(target: TargetFile) -> str:
+    """The target's sha256 as the registry writes it; "sha256:None" for one that has none."""
+    return f"sha256:{target.hashes.get('sha256')}"
 
 
 def complete(manifest: Manifest, name: str, version: int | None) -> Manifest:
@@ -110,8 +202,8 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
         InvalidRequest: they differ.
     """
     for what, expected, got in (
-        ("file", _digest(signed), _digest(offered)),
-        ("manifest", signed.custom, offered.custom),
+        ("file", digest_of(signed), digest_of(offered)),
+        ("manifest", _manifest(signed), _manifest(offered)),
     ):
         if expected != got:
             raise InvalidRequest(
@@ -120,11 +212,11 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
             )
 
 
-def _digest(target: TargetFile) -> str:
-    return f"sha256:{target.hashes.get('sha256')}"
+def _manifest(target: TargetFile) -> object:
+    return (target.custom or {}).get("manifest")
 
 
-def refuse_other_case(entries: list[Entry], name: str) -> None:
+def refuse_other_case(entries: Iterable[Entry], name: str) -> None:
     """Refuse a name that differs from one in `entries` only in upper and lower case.
 
     Raises:
@@ -138,7 +230,7 @@ def refuse_other_case(entries: list[Entry], name: str) -> None:
             )
 
 
-def matching(entries: list[Entry], name: str, version: int | None) -> list[Entry]:
+def matching(entries: Sequence[Entry], name: str, version: int | None) -> list[Entry]:
     """Entries of this name and version (None: all of them), oldest first, at least one.
 
     Raises:

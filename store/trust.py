@@ -1,35 +1,35 @@
 """Decide which bytes are models that this node may load: the client side of The Update Framework (TUF).
 
-Does: verify the installed metadata chain, take in newer metadata from a carrier, write it down.
-Leaves out: signing (store.signing), models (store.registry), moving bytes (store.bundle, sync), delegated
-roles (only the top-level targets role is read). The checks themselves are python-tuf's.
+Does: walk a carrier's metadata from what this node trusts to every delegated role; verify again what is installed.
+Leaves out: signing (store.signing), writing down (store.admission, store.ledger), models (store.registry), moving bytes
+(store.bundle, sync). The checks themselves are python-tuf's (store.tufchecks).
 
 Rules
- * Expiry gates admission, never serving. What is installed is verified at the time its timestamp says it was
-   issued (signed, `x-skerry-issued`); what is offered is verified at the real time, which cannot lie
-   before the time of a signature that was accepted.
- * Rotated keys likewise: metadata that is installed and was signed under an older root of our chain goes on
-   serving until newer metadata comes; what is offered must satisfy the newest root.
- * A refused offer changes nothing but the root chain, and that only forwards.
- * A local file that is torn or missing is an error that names it. We never start anew by ourselves,
-   because that would forget which versions were seen and let an attacker replay old ones. A timestamp that is
-   missing altogether is the one exception on a follower, whose killed first import looks the same.
- * Snapshot and targets are written first, under names with their versions; the rename of timestamp.json is
-   the commit. So a crash leaves the old state or the new one.
+ * Versions, thresholds, lengths and hashes always count. What was seen once is remembered as a floor in state.db, apart
+   from the files, so that a torn or missing file opens no way back to older metadata.
+ * Expiry gates admission, never serving. What is offered is judged by a time that certainly has passed
+   (store.timekeeping), what is installed by the time at which it was admitted.
+ * A delegated role that has expired keeps what it has: the bytes that are installed count as they are, one that was
+   never installed is passed by, new ones refuse the offer. So one team's lapse stops no other team.
+ * Rotated keys likewise: what is installed is verified under the roots it was admitted under; what is offered must
+   satisfy the newest.
+ * Whoever carries metadata is trusted with nothing: every file has a ceiling, and is parsed only after its role's
+   keys were found.
 
 Source: https://theupdateframework.github.io/specification/latest/, section 5 (client workflow).
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
-from tuf.api.exceptions import BadVersionNumberError, ExpiredMetadataError, UnsignedMetadataError
+from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import (  # type: ignore[attr-defined]  # public there, without __all__
     Metadata,
     Root,
@@ -40,13 +40,19 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # public there, wi
 
 from skerry.errors import Untrusted
 from skerry.terms import KIB, MIB
-from store import durable, tufchecks
+from store import delegations, durable, tufchecks
+from store.ledger import Floor
+from store.timekeeping import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from tuf.api.metadata import MetaFile  # type: ignore[attr-defined]  # likewise
     from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
+
+    from store.ledger import Admission
 
 TIMESTAMP = "timestamp.json"
 ISSUED = "x-skerry-issued"  # in the signed timestamp: when it was made, ISO 8601 in UTC
@@ -59,6 +65,7 @@ MAX_TARGETS_BYTES = 16 * MIB
 MAX_ROOTS = 256  # python-tuf's max_root_rotations
 
 _ROOT_NAME = re.compile(r"([1-9][0-9]{0,15})\.root\.json")
+_Role = TypeVar("_Role", Timestamp, Snapshot, Targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,8 @@ class Source:
 
     Attributes:
         name: what error messages call it.
-        fetch: file name ("3.root.json") and ceiling in bytes -> the bytes, or None if there is no such file.
-            It may return one byte more than the ceiling, never much more.
+        fetch: file name as published ("3.root.json") and ceiling in bytes -> the bytes, or None if there is no such
+            file. It may return one byte more than the ceiling, never much more.
         hint: what to do when a file of it is broken.
     """
 
@@ -79,13 +86,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """A verified chain. `files` maps file names to bytes, in the order in which they are to be written."""
+    """A verified chain.
+
+    Attributes:
+        root, timestamp, snapshot: the roles of these names.
+        roles: the top-level targets and every delegated role that was loaded, by name.
+        files: published name, the timestamp with its version -> bytes, roots included.
+        problems: sentences about delegated roles that were passed by.
+    """
 
     root: Root
     timestamp: Timestamp
     snapshot: Snapshot
-    targets: Targets
-    files: dict[str, bytes]
+    roles: Mapping[str, Targets]
+    files: Mapping[str, bytes]
+    problems: tuple[str, ...] = ()
 
     @property
     def revision(self) -> int:
@@ -93,27 +108,28 @@ class Trusted:
         return self.timestamp.version
 
     @property
-    def issued(self) -> datetime:
-        """When the timestamp was made, by its signer's clock."""
+    def issued(self) -> datetime | None:
+        """When the timestamp was made, by its signer's clock; None if its signer does not say."""
         return _issued(self.timestamp)
 
+    @property
+    def expires(self) -> datetime:
+        """When the first of the files in force is no longer fresh."""
+        roles = (self.root, self.timestamp, self.snapshot, *self.roles.values())
+        return min(role.expires for role in roles)
 
-def utc_now() -> datetime:
-    """The real clock, the default of every `now` in this room."""
-    return datetime.now(UTC)
+    def digests(self) -> dict[str, str]:
+        """Each file's sha256 in hex."""
+        return {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()}
 
 
-def installed_source(metadata_dir: Path) -> Source:
-    """The metadata that lies on this node."""
-    return Source(
-        str(metadata_dir),
-        lambda name, limit_bytes: durable.read(metadata_dir / name, limit_bytes),
-        "restore the file from a backup of this home; a torn file is never taken for an empty registry",
-    )
+def timestamp_name(version: int) -> str:
+    """What the timestamp of this version is called where several lie side by side."""
+    return f"{version}.{TIMESTAMP}"
 
 
 def read_roots(metadata_dir: Path) -> dict[str, bytes]:
-    """The installed root chain, unverified: file name -> bytes, oldest first; empty if nobody is trusted.
+    """The root chain that lies in a folder, unverified: file name -> bytes, oldest first.
 
     Raises:
         Untrusted: there is a gap in it.
@@ -121,111 +137,12 @@ def read_roots(metadata_dir: Path) -> dict[str, bytes]:
     """
     found = (_ROOT_NAME.fullmatch(name) for name in durable.names(metadata_dir))
     versions = sorted(int(match[1]) for match in found if match)
-    if not versions:
-        return {}
     for version, following in itertools.pairwise(versions):
         if following != version + 1:
             raise Untrusted(f"{metadata_dir}: expected {version + 1}.root.json, found none")
-    source = installed_source(metadata_dir)
     names = [f"{version}.root.json" for version in versions]
+    source = Source(str(metadata_dir), lambda name, limit: durable.read(metadata_dir / name, limit))
     return {name: _need(source, name, MAX_ROOT_BYTES) for name in names}
-
-
-def verify_installed(metadata_dir: Path) -> Trusted | None:
-    """Verify what is installed, at the time it was issued; None if no metadata was ever committed.
-
-    Raises:
-        Untrusted: a file is torn, missing or not signed by whom it must be; the message names it.
-        StorageFailed: a file cannot be read.
-    """
-    source = installed_source(metadata_dir)
-    roots = list(read_roots(metadata_dir).values())
-    if source.fetch(TIMESTAMP, MAX_TIMESTAMP_BYTES) is None:
-        return None
-    if not roots:
-        raise Untrusted(f"{metadata_dir}: expected a root beside {TIMESTAMP}, found none", source.hint)
-    _start(roots, source)
-    refused: tufchecks.Unsigned | None = None
-    for count in range(len(roots), 0, -1):  # newest root first; an older one where keys were rotated since
-        try:
-            return verify(roots[:count], source)
-        except tufchecks.Unsigned as error:
-            refused = refused or error
-    assert refused is not None  # noqa: S101 - the loop ran at least once
-    raise refused
-
-
-def verify(roots: Sequence[bytes], source: Source) -> Trusted:
-    """Verify a whole chain from `source` under `roots`, at the time it was issued.
-
-    Raises:
-        Untrusted: it does not hold.
-    """
-    checks = _start(roots, source)
-    data = _need(source, TIMESTAMP, MAX_TIMESTAMP_BYTES)
-    # Read before it is verified: a forged time cannot help, since the signature over it is checked next.
-    checks.reference_time = _parse_issued(data, source)
-    with tufchecks.refusing(f"{source.name}: {TIMESTAMP}", source.hint):
-        checks.update_timestamp(data)
-    return _finish(checks, source, data)
-
-
-def refresh(metadata_dir: Path, source: Source, now: Callable[[], datetime] = utc_now) -> Trusted:
-    """Verify what `source` offers against what is installed; `commit` then makes it the installed state.
-
-    New roots are written at once, as TUF demands: a revoked key is revoked even if the rest is withheld.
-
-    Returns:
-        What is to be committed; the installed state itself if the offer is the same version.
-
-    Raises:
-        Untrusted: the offer is a rollback, expired, or not signed by whom it must be; or the installed
-            state is broken.
-        StorageFailed: the disk refused.
-    """
-    installed = verify_installed(metadata_dir)
-    checks, roots = _extend_roots(metadata_dir, source)
-    offered = _need(source, TIMESTAMP, MAX_TIMESTAMP_BYTES)
-    if installed and installed.files[TIMESTAMP] == offered:
-        return installed
-    _recall_timestamp(checks, installed)
-    checks.reference_time = max(now(), installed.issued) if installed else now()
-    try:
-        with tufchecks.refusing(f"{source.name}: {TIMESTAMP}", source.hint):
-            checks.update_timestamp(offered)
-    except tufchecks.SameVersion:
-        if installed:
-            return installed
-        raise
-    # A clock that stands before the time of a valid signature is wrong; the signature is the better clock.
-    checks.reference_time = max(checks.reference_time, _issued(checks.timestamp))
-    _recall_snapshot(checks, installed)
-    trusted = _finish(checks, source, offered)
-    return verify(roots, Source(source.name, lambda name, _: trusted.files.get(name)))  # as start-up will
-
-
-def commit(metadata_dir: Path, trusted: Trusted, installed: Trusted | None) -> None:
-    """Make `trusted` the installed state; afterwards, and after a crash at any point, it is old or new.
-
-    Args:
-        metadata_dir: where `installed` lies.
-        trusted: verified, by `refresh` or `verify`.
-        installed: what was installed before, None if nothing was.
-
-    Raises:
-        Untrusted: `trusted` has other bytes under the name of an installed version.
-        StorageFailed: the disk refused; the old state stands.
-    """
-    for name, data in trusted.files.items():  # the timestamp is last
-        current = installed.files.get(name) if installed else None
-        if current == data:
-            continue
-        if current is not None and name != TIMESTAMP:
-            raise Untrusted(
-                f"{name}: expected the bytes that are installed under this version, got others",
-                "two files claim this version; the publisher has to sign one of them under a higher version",
-            )
-        durable.write(metadata_dir / name, data)
 
 
 def check_root(data: bytes, name: str) -> Root:
@@ -236,76 +153,313 @@ def check_root(data: bytes, name: str) -> Root:
     """
     if len(data) > MAX_ROOT_BYTES:
         raise Untrusted(f"{name}: expected at most {MAX_ROOT_BYTES} bytes, got {len(data)}")
+    tufchecks.require_unique_keys(data, name)
     return tufchecks.start([data], name).root
 
 
-def newest_root(roots: Mapping[str, bytes], metadata_dir: Path) -> Root:
-    """Verify the chain that `read_roots` returned and return its last root.
+def newest_root(roots: Sequence[bytes], where: str) -> Root:
+    """Verify a chain of roots and return its last.
 
     Raises:
         Untrusted: it does not hold.
     """
-    return _start(list(roots.values()), installed_source(metadata_dir)).root
+    return tufchecks.start(roots, where).root
 
 
-def _start(roots: Sequence[bytes], source: Source) -> TrustedMetadataSet:
-    return tufchecks.start(roots, source.name, source.hint)
+def verify(files: Mapping[str, bytes], where: str, hint: str = "", at: datetime = NEVER) -> Trusted:
+    """Verify a complete set of files, as Trusted.files has them, by nothing but itself.
+
+    Args:
+        files: the roots among them are trusted: the first by itself.
+        where: what error messages call it.
+        hint: what to do if it does not hold.
+        at: the time by which the top-level roles' expiry is judged.
+
+    Raises:
+        Untrusted: it does not hold.
+    """
+    roots = {name: data for name, data in files.items() if _ROOT_NAME.fullmatch(name)}
+    versions = [name.partition(".")[0] for name in files if name.endswith(f".{TIMESTAMP}")]
+    timestamp = timestamp_name(int(versions[0])) if len(versions) == 1 else TIMESTAMP
+    source = Source(
+        where, lambda name, _limit: files.get(timestamp if name == TIMESTAMP else name), hint=hint
+    )
+    client = Client(roots, source, reference=at, installed=files)
+    client.start()
+    client.update_top_level()
+    client.update_delegated()
+    return client.trusted()
 
 
-def _extend_roots(metadata_dir: Path, source: Source) -> tuple[TrustedMetadataSet, list[bytes]]:
-    roots = list(read_roots(metadata_dir).values())
-    if not roots:
-        raise Untrusted(
-            f"{source.name}: this node trusts nobody yet, so nothing can be verified",
-            "pin the publisher's root: skerry trust init --root FILE",
+@dataclass(slots=True)
+class Client:
+    """TUF's client workflow, once, over one source. Call `refresh`, then `lookup` or `update_delegated`.
+
+    Args:
+        roots: the trusted chain, file name -> bytes, oldest first.
+        source: what is offered.
+        reference: the time by which expiry is judged.
+        floors: what was seen before, by role.
+        installed: files that were verified before; used where they fit instead of asking the source.
+        admission: what is in force. An offer of the same revision is judged by the time of that admission: it
+            admits nothing, and may bring back a file that was lost.
+        on_root: called with each further root, to be written down at once, as TUF demands: a revoked key is revoked
+            even if the rest is withheld.
+        consistent: whether roots must promise consistent snapshots, without which files keep their names from version
+            to version.
+
+    Attributes:
+        seen: what was verified in this pass, as floors; also where a later step failed.
+        files: the verified files, by name.
+    """
+
+    roots: Mapping[str, bytes]
+    source: Source
+    reference: datetime
+    floors: Mapping[str, Floor] = field(default_factory=dict)
+    installed: Mapping[str, bytes] = field(default_factory=dict)
+    admission: Admission | None = None
+    on_root: Callable[[str, bytes], None] = lambda _name, _data: None
+    consistent: bool = True
+    seen: dict[str, Floor] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    roles: dict[str, Targets] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    _checks: TrustedMetadataSet = field(init=False)
+
+    def refresh(self) -> None:
+        """Take in new roots, the timestamp, the snapshot and the top-level targets.
+
+        Raises:
+            Untrusted: the offer is a rollback, expired, or not signed by whom it must be.
+            StorageFailed: the disk refused a root.
+        """
+        self.start()
+        self._update_roots()
+        self.update_top_level()
+
+    def lookup(self, path: str) -> delegations.Found | None:
+        """The target of this path, loading the roles on the way to it; None if nobody signed one.
+
+        Raises:
+            Untrusted: a role on the way is missing or does not verify.
+        """
+        return delegations.search(path, self._load)
+
+    def update_delegated(self) -> None:
+        """Load every delegated role, and note those that are passed by.
+
+        Raises:
+            Untrusted: one does not verify, or there are too many.
+        """
+        waiting = [(child, delegations.TARGETS) for child in delegations.children(self._checks.targets)]
+        while waiting:
+            name, delegator = waiting.pop(0)
+            known = name in self.roles
+            role = self._load_if_there(name, delegator)
+            if len(self.roles) > delegations.MAX_ROLES:
+                raise Untrusted(
+                    f"{self.source.name}: expected at most {delegations.MAX_ROLES} roles, got more"
+                )
+            if role is not None and not known:
+                waiting += [(child, name) for child in delegations.children(role)]
+
+    def trusted(self) -> Trusted:
+        """What was verified."""
+        checks = self._checks
+        return Trusted(
+            checks.root, checks.timestamp, checks.snapshot, self.roles, self.files, tuple(self.problems)
         )
-    checks = _start(roots, installed_source(metadata_dir))
-    for _ in range(MAX_ROOTS):
-        name = f"{checks.root.version + 1}.root.json"
-        if source.fetch(name, MAX_ROOT_BYTES) is None:
-            return checks, roots
-        roots.append(_need(source, name, MAX_ROOT_BYTES))
-        tufchecks.extend(checks, roots[-1], f"{source.name}: {name}", source.hint)
-        durable.write(metadata_dir / name, roots[-1])
-    raise Untrusted(f"{source.name}: expected at most {MAX_ROOTS} new roots at once, got more")
 
+    # -- the steps
 
-def _recall_timestamp(checks: TrustedMetadataSet, installed: Trusted | None) -> None:
-    """Load the installed timestamp, so that an older one is refused."""
-    if installed:
-        checks.reference_time = installed.issued
-        # Unsigned: the keys were rotated, and then TUF (5.3.11) wants the old versions forgotten, because who
-        # held the old keys may have signed the highest of all. Expired: then so is every offer under it.
-        with suppress(UnsignedMetadataError, ExpiredMetadataError):
-            checks.update_timestamp(installed.files[TIMESTAMP])
-
-
-def _recall_snapshot(checks: TrustedMetadataSet, installed: Trusted | None) -> None:
-    """Load the installed snapshot, so that one that names older targets is refused."""
-    if installed:
-        # BadVersion and Expired are raised after loading: it is not the final one, and need not be.
-        with suppress(UnsignedMetadataError, BadVersionNumberError, ExpiredMetadataError):
-            checks.update_snapshot(
-                installed.files[f"{installed.snapshot.version}.snapshot.json"], trusted=True
+    def start(self) -> None:
+        """Verify the trusted chain of roots."""
+        if not self.roots:
+            raise Untrusted(
+                f"{self.source.name}: this node trusts nobody yet, so nothing can be verified",
+                "pin the publisher's root: skerry trust init --root FILE",
             )
+        self._checks = tufchecks.start(list(self.roots.values()), "trusted root", consistent=self.consistent)
+        self.files |= self.roots
+
+    def _update_roots(self) -> None:
+        for _ in range(MAX_ROOTS):
+            name = f"{self._checks.root.version + 1}.root.json"
+            if self.source.fetch(name, MAX_ROOT_BYTES) is None:
+                self._conclude_roots()
+                return
+            data = _need(self.source, name, MAX_ROOT_BYTES)
+            where = f"{self.source.name}: {name}"
+            tufchecks.require_unique_keys(data, where)
+            tufchecks.extend(self._checks, data, where, self.source.hint, consistent=self.consistent)
+            self.files[name] = data
+            self.on_root(name, data)
+        raise Untrusted(f"{self.source.name}: expected at most {MAX_ROOTS} new roots at once, got more")
+
+    def _conclude_roots(self) -> None:
+        version, floor = self._checks.root.version, self.floors.get(Root.type)
+        if floor is not None and version < floor.version:
+            raise Untrusted(
+                f"{self.source.name}: expected {floor.version}.root.json, which this node saw and lost, found none",
+                "restore it from a backup, or take a bundle that carries it",
+            )
+        self._see(Root.type, "", version)
+
+    def update_top_level(self) -> None:
+        """Timestamp, snapshot and top-level targets, each under the newest root."""
+        self._update_timestamp()
+        self._update_snapshot()
+        self._load(delegations.TARGETS, delegations.ROOT)
+
+    def _update_timestamp(self) -> None:
+        data = _need(self.source, TIMESTAMP, MAX_TIMESTAMP_BYTES)
+        version = self._peek(data).version
+        keys = tufchecks.fingerprint(self._checks.root, Timestamp.type)
+        floor = self._floor(Timestamp.type, keys)
+        if floor is not None and floor.version == version and floor.digest not in {"", _digest(data)}:
+            # TUF, 5.4.3.1: the same version is no news, whatever it says.
+            known = self.installed.get(timestamp_name(version))
+            if known is None or _digest(known) != floor.digest:
+                raise Untrusted(
+                    f"{self.source.name}: {TIMESTAMP}: expected the version {version} that was seen before, "
+                    "got another file of this version",
+                    "two files claim this version; the publisher has to sign again under a higher one",
+                )
+            data = known
+        if self.admission is not None and self.admission.files.get(timestamp_name(version)) == _digest(data):
+            self.reference = self.admission.judged_at or NEVER
+        with self._refusing(TIMESTAMP):
+            timestamp = self._verify(self._checks.update_timestamp, data)
+        _issued(timestamp)
+        snapshot_floor = self._floor(Snapshot.type, keys)
+        if floor is not None and version < floor.version:
+            raise self._rollback(TIMESTAMP, floor.version, version)
+        if snapshot_floor is not None and timestamp.snapshot_meta.version < snapshot_floor.version:
+            raise self._rollback("snapshot.json", snapshot_floor.version, timestamp.snapshot_meta.version)
+        self._see(Timestamp.type, keys, version, _digest(data))
+        self._see(Snapshot.type, keys, timestamp.snapshot_meta.version)
+        self.files[timestamp_name(version)] = data
+
+    def _update_snapshot(self) -> None:
+        meta = self._checks.timestamp.snapshot_meta
+        name = self._name(Snapshot.type, meta)
+        data = self._get(name, meta, MAX_SNAPSHOT_BYTES)
+        with self._refusing(name):
+            snapshot = self._verify(self._checks.update_snapshot, data)
+        keys = tufchecks.fingerprint(self._checks.root, Snapshot.type)
+        top_level = {Root.type, Timestamp.type, Snapshot.type}
+        for role, floor in self.floors.items():
+            if role in top_level or floor.keys != keys:
+                continue
+            offered = snapshot.meta.get(f"{role}.json")
+            if offered is None:
+                raise Untrusted(f"{self.source.name}: {name}: expected an entry for {role}.json, found none")
+            if offered.version < floor.version:
+                raise self._rollback(f"{role}.json", floor.version, offered.version)
+        self.files[name] = data
+        for file_name, offered in snapshot.meta.items():
+            self._see(file_name.removesuffix(".json"), keys, offered.version)
+
+    def _load(self, name: str, delegator: str) -> Targets:
+        """A role as its delegator wants it verified.
+
+        Raises:
+            Untrusted: it is missing or does not verify; tufchecks.Expired if nothing else is wrong with it.
+        """
+        checks = self._checks
+        if checks.contains(name, delegator):
+            return self.roles[name]
+        meta = checks.snapshot.meta.get(f"{name}.json")
+        if meta is None:
+            raise Untrusted(
+                f"{self.source.name}: snapshot.json: expected an entry for {name}.json, found none"
+            )
+        file_name = self._name(name, meta)
+        data = self._get(file_name, meta, MAX_TARGETS_BYTES)
+        with self._refusing(file_name):
+            self.roles[name] = self._verify(checks.update_delegated_targets, data, name, delegator)
+        self.files[file_name] = data
+        return self.roles[name]
+
+    def _load_if_there(self, name: str, delegator: str) -> Targets | None:
+        meta = self._checks.snapshot.meta.get(f"{name}.json")
+        if meta is None:
+            self.problems.append(f"role {name}: delegated by {delegator}, and nothing of it is published yet")
+            return None
+        try:
+            return self._load(name, delegator)
+        except tufchecks.Expired as error:
+            known = self.installed.get(self._name(name, meta))
+            if known is not None and _fits(known, meta):
+                reference, self.reference = self.reference, NEVER
+                try:
+                    return self._load(name, delegator)
+                finally:
+                    self.reference = reference
+            if name in self.floors:
+                raise
+            self.problems.append(f"role {name}: passed by: {error.message}")
+            return None
+
+    # -- what the steps have in common
+
+    def _verify(self, update: Callable[..., _Role], data: bytes, *where: str) -> _Role:
+        self._checks.reference_time = self.reference
+        return update(data, *where)
+
+    def _get(self, name: str, meta: MetaFile, ceiling: int) -> bytes:
+        """A file that a verified one names: the installed one if it fits, else the source's."""
+        limit = min(meta.length or ceiling, ceiling)
+        known = self.installed.get(name)
+        if known is not None and len(known) <= limit and _fits(known, meta):
+            return known
+        data = _need(self.source, name, limit)
+        tufchecks.require_unique_keys(data, f"{self.source.name}: {name}")
+        return data
+
+    def _name(self, role: str, meta: MetaFile) -> str:
+        quoted = quote(role, safe="")
+        return f"{meta.version}.{quoted}.json" if self._checks.root.consistent_snapshot else f"{quoted}.json"
+
+    def _floor(self, role: str, keys: str) -> Floor | None:
+        floor = self.floors.get(role)
+        return floor if floor is not None and floor.keys == keys else None
+
+    def _see(self, role: str, keys: str, version: int, digest: str = "") -> None:
+        self.seen[role] = Floor(keys, version, digest)
+
+    def _peek(self, data: bytes) -> Timestamp:
+        """The offered timestamp, not verified yet."""
+        where = f"{self.source.name}: {TIMESTAMP}"
+        tufchecks.require_unique_keys(data, where)
+        with tufchecks.refusing(where, self.source.hint):
+            signed: object = Metadata.from_bytes(data).signed
+        if not isinstance(signed, Timestamp):
+            raise Untrusted(f"{where}: not valid: expected a timestamp, got another role", self.source.hint)
+        return signed
+
+    def _refusing(self, name: str) -> AbstractContextManager[None]:
+        return tufchecks.refusing(f"{self.source.name}: {name}", self.source.hint)
+
+    def _rollback(self, name: str, expected: int, got: int) -> Untrusted:
+        return Untrusted(
+            f"{self.source.name}: {name}: refused as a rollback: expected version {expected} or newer, which this "
+            f"node has seen, got {got}",
+            "fetch newer metadata; who owns the key can admit an old bundle again with `skerry bundle import`",
+        )
 
 
-def _finish(checks: TrustedMetadataSet, source: Source, timestamp: bytes) -> Trusted:
-    """Fetch and verify what the timestamp leads to."""
-    _issued(checks.timestamp)
-    snapshot_name = f"{checks.timestamp.snapshot_meta.version}.snapshot.json"
-    snapshot = _need(source, snapshot_name, MAX_SNAPSHOT_BYTES)
-    with tufchecks.refusing(f"{source.name}: {snapshot_name}", source.hint):
-        checks.update_snapshot(snapshot)
-    meta = checks.snapshot.meta.get("targets.json")
-    if meta is None:
-        raise Untrusted(f"{source.name}: {snapshot_name}: expected an entry for targets.json, found none")
-    targets_name = f"{meta.version}.targets.json"
-    targets = _need(source, targets_name, MAX_TARGETS_BYTES)
-    with tufchecks.refusing(f"{source.name}: {targets_name}", source.hint):
-        checks.update_targets(targets)
-    files = {targets_name: targets, snapshot_name: snapshot, TIMESTAMP: timestamp}
-    return Trusted(checks.root, checks.timestamp, checks.snapshot, checks.targets, files)
+def _fits(data: bytes, meta: MetaFile) -> bool:
+    try:
+        meta.verify_length_and_hashes(data)
+    except LengthOrHashMismatchError:
+        return False
+    return True
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _need(source: Source, name: str, limit_bytes: int) -> bytes:
@@ -317,13 +471,10 @@ def _need(source: Source, name: str, limit_bytes: int) -> bytes:
     return data
 
 
-def _parse_issued(data: bytes, source: Source) -> datetime:
-    with tufchecks.refusing(f"{source.name}: {TIMESTAMP}", source.hint):
-        return _issued(Metadata[Timestamp].from_bytes(data).signed)
-
-
-def _issued(timestamp: Timestamp) -> datetime:
+def _issued(timestamp: Timestamp) -> datetime | None:
     value = timestamp.unrecognized_fields.get(ISSUED)
+    if value is None:
+        return None
     try:
         issued = datetime.fromisoformat(value) if isinstance(value, str) else None
     except ValueError:

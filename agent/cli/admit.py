@@ -34,7 +34,6 @@ from skerry.errors import DeadlineExceeded, InvalidRequest, NotRunning, Unavaila
 from skerry.manifest import Manifest
 from skerry.terms import check_model_name
 from store.blobs import Sealed, seal_file
-from store.registry import Registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,9 +173,8 @@ def _specs(specs: tuple[TensorSpec, ...]) -> str:
 
 def _sign(session: Session, sealed: Sealed, candidate: _Candidate) -> Entry:
     paths.prepare(session.paths)
-    registry = Registry(session.paths.registry, session.paths.keys)
     with session.remarks.status("signing"):
-        entry = registry.add(sealed.fd, candidate.name, candidate.version, candidate.manifest)
+        entry = session.registry.add(sealed.fd, candidate.name, candidate.version, candidate.manifest)
     _say(session, "signed", f"{entry.name}/{entry.version}, {entry.digest}")
     return entry
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agent.cli import audit, config, demo, infer, models, run_daemon, service, trust, version, views
+from agent.cli import audit, bundles, config, demo, infer, models, run_daemon, service, trust, version, views
 from agent.cli.exits import report
 from agent.cli.session import Session, session_of
 from skerry.errors import SkerryError
@@ -78,6 +78,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(models.app, name="model")
+app.add_typer(bundles.app, name="bundle")
 app.add_typer(config.app, name="config")
 app.add_typer(trust.app, name="trust")
 app.add_typer(service.app, name="service")

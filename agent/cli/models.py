@@ -1,6 +1,6 @@
 """`skerry model …`: the registry of this node.
 
-Leaves out: the registry itself (store.registry), bundles (store.bundle), adding (agent.cli.admit).
+Leaves out: the registry itself (store.registry), bundles (agent.cli.bundles), adding (agent.cli.admit).
 
 Rules
  * These commands read and write the registry on disk, so they work without a daemon; one that runs is told.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: For the daemon to read again what was found to be changed.
 SCRUB_S = 600.0
 
-app = typer.Typer(no_args_is_help=True, help="Add, list, remove and verify models; move them as bundles.")
+app = typer.Typer(no_args_is_help=True, help="Add, list, remove and verify models.")
 
 Name = Annotated[str, typer.Argument(help="The model's name.", show_default=False)]
 Version = Annotated[
@@ -74,7 +74,7 @@ def add(  # noqa: PLR0913 - one parameter per option
 def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
     """List what the registry holds."""
     session = session_of(context)
-    entries = _registry(session).entries()
+    entries = session.registry.entries()
     if as_json:
         print_json({"models": [_document(entry) for entry in entries]})
         return
@@ -99,7 +99,7 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
 def show(context: typer.Context, name: Name, *, version: Version = None, as_json: AsJson = False) -> None:
     """Show a model's signed manifest."""
     session = session_of(context)
-    entries = _matching(_registry(session), name, version)
+    entries = _matching(session.registry, name, version)
     documents = [_document(entry) for entry in entries]
     if as_json:
         print_json({"models": documents})
@@ -132,7 +132,7 @@ def remove(context: typer.Context, name: Name, *, version: Version = None) -> No
     from agent.cli.admit import refresh  # noqa: PLC0415 - brings TUF
 
     session = session_of(context)
-    for entry in _registry(session).remove(name, version):
+    for entry in session.registry.remove(name, version):
         session.remarks.print(f"removed {entry.name}/{entry.version}, {entry.digest}", markup=False)
     refresh(session)
 
@@ -153,7 +153,7 @@ def verify(
     A file that is something else is moved to registry/damaged, and recorded; what was good before serves.
     """
     session = session_of(context)
-    registry = _registry(session)
+    registry = session.registry
     listing = registry.listing()
     entries = listing.entries if name is None or every else _matching(registry, name, version)
     found = [(entry, _examine(registry, entry)) for entry in entries]
@@ -213,7 +213,7 @@ def _put_aside(session: Session, digests: list[str]) -> None:
     from store.audit import Event  # noqa: PLC0415 - likewise
     from store.trail import append_events  # noqa: PLC0415 - likewise
 
-    registry = _registry(session)
+    registry = session.registry
     entries = registry.entries()
     sizes = {digest: size for entry in entries for digest, size in entry.contents}
     events = []
@@ -231,50 +231,6 @@ def _put_aside(session: Session, digests: list[str]) -> None:
 
 
 @app.command()
-def export(
-    context: typer.Context,
-    name: Name,
-    *,
-    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The bundle, a .tar file.")],
-    version: Annotated[
-        int | None, typer.Option(min=1, help="The newest if not given.", show_default=False)
-    ] = None,
-) -> None:
-    """Write a signed bundle that another node can import, from its inbox/ for one."""
-    from store import bundle  # noqa: PLC0415 - brings TUF
-
-    session = session_of(context)
-    with session.remarks.status("exporting"):
-        bundle.export(_registry(session), name, version, output)
-    session.remarks.print(f"wrote {output}, {render.size(output.stat().st_size)}", markup=False)
-
-
-@app.command("import")
-def import_bundle(
-    context: typer.Context,
-    file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="The bundle.", show_default=False)
-    ],
-) -> None:
-    """Take in a bundle, after the same checks as one that came through the inbox.
-
-    On the node that owns the key this admits again what the key once signed, even if it was removed since.
-    """
-    from agent.cli.admit import refresh  # noqa: PLC0415 - brings TUF
-    from agent.paths import prepare  # noqa: PLC0415 - only where something is written
-    from store import bundle  # noqa: PLC0415 - brings TUF
-
-    session = session_of(context)
-    prepare(session.paths)
-    registry = _registry(session)
-    with session.remarks.status("importing"):
-        entries = bundle.import_bundle(registry, file, resign=registry.owner() is not None)
-    for entry in entries:
-        session.remarks.print(f"imported {entry.name}/{entry.version}, {entry.digest}", markup=False)
-    refresh(session)
-
-
-@app.command()
 def clear(context: typer.Context, name: Name) -> None:
     """Lift a model's quarantine, so that the daemon loads it again."""
     session = session_of(context)
@@ -288,12 +244,6 @@ def _document(entry: Entry) -> dict[str, Any]:
 
     document: dict[str, Any] = msgspec.to_builtins(entry)
     return document
-
-
-def _registry(session: Session) -> Registry:
-    from store.registry import Registry  # noqa: PLC0415 - brings TUF
-
-    return Registry(session.paths.registry, session.paths.keys)
 
 
 def _matching(registry: Registry, name: str, version: int | None) -> list[Entry]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from skerry.client import Client
+    from store.registry import Registry
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print plain JSON.")]
 
@@ -72,6 +73,21 @@ class Session:
             return self.get(path)
         except NotRunning:
             return None
+
+    @functools.cached_property
+    def registry(self) -> Registry:
+        """The node's registry on disk, judging expiry by the clock that the configuration trusts.
+
+        Raises:
+            ConfigError: the configuration cannot be read.
+        """
+        from agent import config  # noqa: PLC0415 - brings YAML
+        from store import timekeeping  # noqa: PLC0415 - likewise
+        from store.registry import Registry  # noqa: PLC0415 - brings TUF
+
+        is_trusted = config.load(self.paths.config_file).registry.clock == "trusted"
+        clock = timekeeping.trusted_clock if is_trusted else timekeeping.kernel_clock
+        return Registry(self.paths.trust, clock=clock)
 
     @functools.cached_property
     def console(self) -> Console:

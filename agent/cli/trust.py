@@ -19,7 +19,7 @@ from skerry.terms import KIB
 if TYPE_CHECKING:
     from agent.cli.session import Session
 
-MAX_ROOT_BYTES = 512 * KIB  # as the TUF client accepts; one of a fleet with ten keys takes 5 KiB
+MAX_ROOT_BYTES = 500 * KIB  # as the TUF client accepts; one of a fleet with ten keys takes 5 KiB
 
 app = typer.Typer(no_args_is_help=True, help="Choose and show whose signatures this node believes.")
 
@@ -29,9 +29,15 @@ def init(
     context: typer.Context,
     *,
     root: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The root.json to follow.")],
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Trust it instead of the one that is pinned, and drop what that one signed."
+        ),
+    ] = False,
 ) -> None:
-    """Follow another root: this node then takes only what that root's keys signed."""
-    from store.registry import Registry  # noqa: PLC0415 - brings TUF
+    """Pin a root: this node then takes only what that root's keys signed."""
+    from agent.cli.admit import refresh  # noqa: PLC0415 - brings TUF
 
     session = session_of(context)
     with root.open("rb") as file:
@@ -39,7 +45,8 @@ def init(
     if len(data) > MAX_ROOT_BYTES:
         raise TooLarge(f"{root}: expected at most {MAX_ROOT_BYTES} bytes, got more")
     prepare(session.paths)
-    Registry(session.paths.registry, session.paths.keys).init_follower(data)
+    session.registry.init_follower(data, replace=replace)
+    refresh(session)
     _print(session, _facts(session))
 
 
@@ -55,16 +62,15 @@ def show(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 
 def _facts(session: Session) -> dict[str, Any]:
-    from store.registry import Registry  # noqa: PLC0415 - brings TUF
-
-    registry = Registry(session.paths.registry, session.paths.keys)
-    root = registry.root_path()
+    registry = session.registry
+    root = registry.root()
     listing = registry.listing()
     return {
         "mode": "none" if root is None else "owner" if listing.owner else "follower",
         "fingerprint": registry.fingerprint(),
+        "root_version": root.version if root else None,
         "revision": listing.revision,
-        "root": None if root is None else str(root),
+        "root": str(session.paths.trusted_root) if root else None,
     }
 
 

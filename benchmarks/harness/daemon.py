@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import psutil
 from bench_requests import get_request
 
+from agent.paths import resolve
 from harness.wire import BenchError, exchange, get_json, status_of
 from skerry.manifest import Manifest
 from store import blobs
@@ -141,7 +142,7 @@ class Daemon:
         """Put a version into the registry as `skerry model add` does, without telling the daemon."""
         sealed = blobs.seal_file(file)
         try:
-            Registry(self.home / "registry", self.home / "keys").add(sealed.fd, name, None, Manifest())
+            Registry(resolve(str(self.home), {}, 0).trust).add(sealed.fd, name, None, Manifest())
         finally:
             os.close(sealed.fd)
 

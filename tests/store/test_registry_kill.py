@@ -10,10 +10,9 @@ import shutil
 import signal
 
 import pytest
-from store_world import Clock, DiskOs, in_child, killed, tree
+from store_world import DiskOs, in_child, killed, registry_at, tree
 
 from store import bundle, durable
-from store.registry import Registry
 
 ONE, TWO = b"first model" * 100, b"second model" * 100
 
@@ -26,7 +25,7 @@ def place(tmp_path):
 
 
 def open_registry(place, name="home"):
-    return Registry(place / name / "registry", place / name / "keys", now=Clock())
+    return registry_at(place / name)
 
 
 def steps_of(place, work, monkeypatch):
@@ -56,8 +55,8 @@ def no_leftovers(place, registry):
     assert not list((place / "home").rglob(".tmp-*"))
     named = {entry.digest for entry in registry.entries()}
     assert set(registry.blobs.digests()) == named
-    assert len(list(registry.metadata.glob("*.targets.json"))) == 1
-    assert len(list(registry.metadata.glob("*.snapshot.json"))) == 1
+    assert len(list(registry.metadata.folder.glob("*.targets.json"))) == 1
+    assert len(list(registry.metadata.folder.glob("*.snapshot.json"))) == 1
 
 
 def kill_everywhere(place, work, monkeypatch):
@@ -102,12 +101,12 @@ def test_a_remove(place, monkeypatch):
 def test_the_import_of_a_bundle(place, monkeypatch):
     source = open_registry(place, "source")
     source.add(place / "one.onnx", "digits")
-    open_registry(place).init_follower(source.root_path().read_bytes())
-    bundle.export(source, "digits", None, place / "1.tar")
+    open_registry(place).init_follower(source.root_bytes())
+    bundle.export(source, [("digits", None)], place / "1.tar")
     bundle.import_bundle(open_registry(place), place / "1.tar")
     source.add(place / "two.onnx", "faces")
     source.remove("digits")
-    bundle.export(source, "faces", None, place / "2.tar")
+    bundle.export(source, [("faces", None)], place / "2.tar")
     kill_everywhere(place, lambda registry: bundle.import_bundle(registry, place / "2.tar"), monkeypatch)
 
 

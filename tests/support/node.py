@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerry.errors import NotRunning
+from store.places import Places
 from store.registry import Registry
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class Node:
 
     @property
     def registry(self) -> Registry:
-        return Registry(self.home / "registry", self.home / "keys")
+        places = Places(
+            self.home / "registry", self.home / "keys", self.home / "state.db", self.home / "root.json"
+        )
+        return Registry(places)
 
     def add(self, model: bytes, name: str, version: int | None = None, **manifest: Any) -> None:
         """Sign and commit, as `skerry model add` does, without asking the daemon to look."""

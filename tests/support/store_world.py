@@ -5,23 +5,30 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from skerry.errors import StorageFailed
-from store import durable, trust
+from store import durable, targets, trust
+from store.places import Places
+from store.registry import Registry
+from store.timekeeping import Reading
 
 NOON = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 
 
 class Clock:
-    def __init__(self, time=NOON):
+    """Stands for the system's clock, and for what the kernel says of it."""
+
+    def __init__(self, time=NOON, *, synchronised=True):
         self.time = time
+        self.synchronised = synchronised
 
     def __call__(self):
-        return self.time
+        return Reading(self.time, self.synchronised)
 
     def advance(self, **span):
         self.time += timedelta(**span)
@@ -95,6 +102,32 @@ def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+class Device:
+    """A node that follows a publisher."""
+
+    def __init__(self, folder, publisher, clock=None):
+        self.registry = registry_at(folder, clock)
+        self.registry.init_follower(publisher.files["1.root.json"])
+        self.metadata = self.registry.metadata
+        self.folder = self.metadata.folder
+        self.clock = self.metadata.clock
+
+    def take_in(self, publisher, **options):
+        offer = self.metadata.judge(publisher.source(), **options)
+        self.metadata.admit(offer, targets.lowest_releases(offer.trusted), [])
+        return offer.trusted
+
+    def installed(self):
+        return self.metadata.trusted()
+
+    def floors(self):
+        return {role: floor.version for role, floor in self.metadata.ledger.read().floors.items()}
+
+    def events(self):
+        with sqlite3.connect(self.metadata.ledger.path) as connection:
+            return connection.execute("SELECT kind, subject FROM audit ORDER BY seq").fetchall()
+
+
 class Publisher:
     """Somebody with a key per role, who signs valid and invalid things alike."""
 
@@ -154,6 +187,13 @@ class Publisher:
         for signer in signers:
             metadata.sign(signer, append=True)
         return metadata.to_bytes()
+
+
+def registry_at(folder, clock=None, keys="keys"):
+    """A registry with everything below `folder`, but for the keys, which may lie elsewhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    places = Places(folder / "registry", folder / keys, folder / "state.db", folder / "root.json")
+    return Registry(places, clock=clock or Clock())
 
 
 def refusal_of(work):
