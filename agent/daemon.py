@@ -38,20 +38,23 @@ from agent.logs import LogSettings
 from agent.models import ModelTable
 from agent.rpc import supervisor
 from agent.rpc.options import Options
+from agent.scrubbing import Scrubber
 from agent.states import State
 from agent.tracing import Tracing
+from agent.version import NOT_AS_SIGNED
+from agent.witness import Witness
 from providers import ranking, sandbox
 from providers.launcher import Launcher
 from skerry import __version__
 from skerry.errors import InternalError, SkerryError, Untrusted
 from store import listing as listings
 from store import timekeeping
-from store.blobs import BlobStore
+from store.blobs import MISSING, TAMPERED, BlobStore
 from store.cache import OutputCache
 from store.trail import StateStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from agent.access import Rule
     from agent.paths import Paths
@@ -137,21 +140,41 @@ class Daemon:
         self._launcher.warm_up(self._zygote)
         stack.push_async_callback(self._launcher.close)
 
-        trail = StateStore(paths.state_db)
+        trail = StateStore(paths.state_db, lambda error: log.error("state.db: %s", error))
         stack.callback(trail.close)
         if trail.damage:
             self._warn("state.db", [str(trail.damage)])
+        self._witness = Witness(trail)
+        self._gate.on_denied = self._witness.denied
+        damage = (
+            {"damage": trail.damage} if trail.damage else {}
+        )  # then this is the first event of a new chain
+        self._witness.note("daemon.started", "", **self._identity(), **damage)
+        stack.callback(self._take_leave)
         self._cache = self._open_cache(stack)
 
         stack.callback(tasks.spawn(self._discover(), "discovery").cancel)
+        blobs = BlobStore(paths.registry / "blobs", apart=True)
+        self._scrubber = Scrubber(
+            paths.registry,
+            blobs,
+            interval_s=lambda: self._config.registry.scrub_s,
+            entries=lambda: self._listing.entries,
+            trail=trail,
+            witness=self._witness,
+            refresh=self.refresh,
+            warn=self._warn,
+        )
         self._models = ModelTable(
             config=lambda: self._config,
             launcher=self._launcher,
-            blobs=BlobStore(paths.registry / "blobs", apart=True),
+            blobs=blobs,
             trail=trail,
+            witness=self._witness,
             cache=self._cache,
             working_directory=working_directory,
             discovery=self._discovery,
+            on_tampered=self._scrubber.met,
         )
         stack.push_async_callback(self._models.close)
         tracing = Tracing(paths.traces)
@@ -169,6 +192,10 @@ class Daemon:
         self._listen(stack)
         self._listen_grpc(stack)
         stack.callback(tasks.spawn(self._first_refresh(), "registry").cancel)
+        self._scrubber.reconfigure()
+        stack.push_async_callback(
+            self._scrubber.close
+        )  # first: whoever waits for it must not hold up the stop
         # One model that never ends its probe must not keep the node from being used.
         patience = self._loop.call_later(self._config.workers.load_timeout_s, self._settle)
         stack.callback(patience.cancel)
@@ -176,6 +203,15 @@ class Daemon:
         interval_s = self._notifier.ping_interval_s
         if interval_s is not None:
             stack.callback(tasks.spawn(self._ping(interval_s), "watchdog").cancel)
+
+    @staticmethod
+    def _identity() -> dict[str, Any]:
+        return {"version": __version__, "pid": os.getpid()}
+
+    def _take_leave(self) -> None:
+        """The last thing that is written."""
+        self._witness.close()
+        self._witness.note("daemon.stopped", "", **self._identity())
 
     def _open_cache(self, stack: contextlib.AsyncExitStack) -> OutputCache | None:
         settings = self._config.cache
@@ -266,6 +302,10 @@ class Daemon:
         """Every model of the start has been tried, or had its time: the node is ready, and stays so."""
         self._settled = True
 
+    async def scrub(self, digests: Collection[str]) -> dict[str, Any]:
+        """Have installed files read again; see Scrubber.run."""
+        return await self._scrubber.run(digests)
+
     async def refresh(self, bundle: Path | None = None) -> None:
         """Have a child verify the registry (and import a bundle first), then serve what it says.
 
@@ -293,6 +333,7 @@ class Daemon:
             # Begun in the order in which the listings came, which each model's lock keeps. Nobody has to wait for
             # another listing's models: one that never ends to load would hold up every `model add`.
             following = tasks.spawn(self._models.follow(served), "models")
+        self._scrubber.check_listing()
         await following
         self._notifier.status(self._summary())
 
@@ -363,6 +404,7 @@ class Daemon:
         if self._cache is not None:
             self._cache.resize(fresh.cache.max_size_bytes, fresh.cache.memory_bytes)
         self._models.reconfigure()
+        self._scrubber.reconfigure()
         self._set_access(fresh, rules)
         if before.registry != fresh.registry:
             tasks.spawn(self._refresh_quietly(), "registry")
@@ -416,14 +458,7 @@ class Daemon:
             "ready": self._settled,
             "rss_bytes": self.rss_bytes(os.getpid()),
             "zygote_pid": self._launcher.zygote_pid,
-            "registry": {
-                "revision": self._listing.revision,
-                "owner": self._listing.owner,
-                "freshness": self._freshness().state,
-                "expires_unix": self._listing.expires_unix or None,
-                "channel": self._config.registry.channel,
-                "problems": list(self._listing.problems),
-            },
+            "registry": self.registry(),
             "models": {
                 "ready": len(ready),
                 "asleep": len({version.name for version in versions if version.asleep} - ready),
@@ -437,8 +472,38 @@ class Daemon:
                 "onnxruntime": found.onnxruntime if found else None,
                 "devices": len(found.devices) if found else 0,
             },
-            "warnings": [text for texts in self._warnings.values() for text in texts],
+            "warnings": [text for texts in self._warnings.values() for text in texts] + self._tampering(),
         }
+
+    def registry(self) -> dict[str, Any]:
+        """What the status page says of the registry."""
+        entries = self._listing.entries
+        return {
+            "revision": self._listing.revision,
+            "owner": self._listing.owner,
+            "freshness": self._freshness().state,
+            "expires_unix": self._listing.expires_unix or None,
+            "channel": self._config.registry.channel,
+            "problems": list(self._listing.problems),
+            "tampered": [f"{entry.name}/{entry.version}" for entry in entries if entry.fault == TAMPERED],
+            "missing": sum(entry.fault == MISSING for entry in entries),
+            "scrub": self._scrubber.status(),
+        }
+
+    def _tampering(self) -> list[str]:
+        """What was changed on the disk, and what serves instead."""
+        texts = []
+        for version in self._models.all():
+            if not version.tampered:
+                continue
+            if self._models.serves(version):
+                follows = "what was verified when it was loaded goes on serving, until the daemon stops"
+            else:
+                others = [one for one in self._models.all() if one.name == version.name]
+                instead = next((one for one in others if self._models.serves(one)), None)
+                follows = f"{instead.label} serves" if instead else "no other version can serve"
+            texts.append(f"{version.label}: {NOT_AS_SIGNED}; {follows}")
+        return texts
 
     def _grpc_status(self) -> dict[str, Any] | None:
         if self._grpc is None:

@@ -32,6 +32,7 @@ from providers.instance import Instance
 from providers.wire import MAX_RUNNERS
 from skerry.errors import ExecutionFailed, SkerryError, StorageFailed, Unavailable
 from skerry.terms import DeviceKind
+from store.blobs import Tampered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from agent.residency import Residency
     from agent.settings import Config
     from agent.version import Version
+    from agent.witness import Witness
     from providers.discovery import Discovery
     from providers.launcher import Launcher
     from providers.ranking import EpDevice
@@ -99,10 +101,12 @@ class Loader:
         launcher: makes workers.
         blobs: the model files.
         trail: where placements are kept.
+        witness: told what answers.
         working_directory: an empty one, for workers.
         discovery: resolves to the devices that were found.
         residency: the memory budget.
         on_lost: called with a version and its worker's exit status when that has died by itself.
+        on_tampered: called when a file was found not to be what was signed.
     """
 
     def __init__(  # noqa: PLR0913 - what the composition root has, handed through
@@ -112,19 +116,23 @@ class Loader:
         launcher: Launcher,
         blobs: BlobStore,
         trail: StateStore,
+        witness: Witness,
         working_directory: str,
         discovery: asyncio.Future[Discovery],
         residency: Residency,
         on_lost: Callable[[Version, int], None],
+        on_tampered: Callable[[Tampered], None],
     ) -> None:
         self._config = config
         self._launcher = launcher
         self._blobs = blobs
         self._trail = trail
+        self._witness = witness
         self._working_directory = working_directory
         self._discovery = discovery
         self._residency = residency
         self._on_lost = on_lost
+        self._on_tampered = on_tampered
         self._places = asyncio.Semaphore(max(2, os.cpu_count() or 1))
 
     async def load(self, version: Version, patience_s: float = 0.0) -> bool:
@@ -163,6 +171,7 @@ class Loader:
         self._residency.watch()
         where = version.device.label if version.device else "nothing"
         log.info("model %s ready in %.0f ms on %s", version.label, version.load_s * 1e3, where)
+        self._witness.loaded(version)
         return True
 
     @contextlib.asynccontextmanager
@@ -193,7 +202,7 @@ class Loader:
         )
         worker = None
         try:
-            with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
+            with _closing(await self._sealed(version)) as model_fd:
                 job = self._job(version, instance, model_fd)
                 placed = await placement.place(self._launcher, candidates, job)
             worker = placed.worker
@@ -235,7 +244,7 @@ class Loader:
         if version.alone:
             version.group = ""
         async with self._place_in_the_queue():
-            with _closing(await asyncio.to_thread(self._open, version)) as model_fd:
+            with _closing(await self._sealed(version)) as model_fd:
                 job = self._job(version, instance, model_fd)
                 worker = await placement.start_on(self._launcher, device, job)
         if job.samples and worker.proof.probe_error:
@@ -272,6 +281,13 @@ class Loader:
             group="" if version.alone else manifest.group,
             was_proved=_was_proved(self._recorded(version), self._probe_of(version)),
         )
+
+    async def _sealed(self, version: Version) -> int:
+        try:
+            return await asyncio.to_thread(self._open, version)
+        except Tampered as finding:
+            self._on_tampered(finding)
+            raise
 
     def _open(self, version: Version) -> int:
         return self._blobs.open_sealed(version.entry.digest, version.entry.size_bytes)

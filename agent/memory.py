@@ -26,10 +26,13 @@ FILE_FACTOR = 3
 class Resident(Protocol):
     """What the decisions need to know of a loaded model."""
 
-    pinned: bool
     keep_alive_s: float
     memory_bytes: int
     used_ns: int
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it does not make room for others."""
 
     @property
     def leases(self) -> int:

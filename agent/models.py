@@ -10,6 +10,8 @@ Rules
    newest version's manifest says otherwise). A newer one that fails leaves the old ones serving.
  * Without a number the newest of them answers. It may be asleep: then the request wakes it. Nothing that was
    unloaded to save memory makes an older version answer in its place.
+ * A version whose file was changed on the disk is not loaded. Where it is in memory, it goes on only as long as no
+   other version can serve, which is what would serve after a restart.
  * A swap is one assignment. The old version is unloaded when its last lease is gone.
  * What somebody unloaded by name stays out of memory until somebody loads it, its registry entry changes, or
    the daemon starts again.
@@ -27,19 +29,21 @@ from agent.loader import Loader
 from agent.recovery import Recovery
 from agent.residency import Residency
 from agent.states import Event, State
-from agent.version import NOT_YET, Version
+from agent.version import NOT_AS_SIGNED, NOT_YET, Version
 from agent.waking import Waking
 from skerry.errors import DeadlineExceeded, NotFound
+from store.blobs import TAMPERED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from agent.settings import Config
+    from agent.witness import Witness
     from providers.discovery import Discovery
     from providers.launcher import Launcher
     from skerry.manifest import Served
     from skerry.terms import TensorView
-    from store.blobs import BlobStore
+    from store.blobs import BlobStore, Tampered
     from store.cache import OutputCache
     from store.listing import Entry, Listing
     from store.trail import StateStore
@@ -57,9 +61,11 @@ class ModelTable:
         launcher: makes workers.
         blobs: the model files.
         trail: where placements and quarantines are kept.
+        witness: told what an auditor wants to know of them.
         cache: the output cache, if there is one.
         working_directory: an empty one, for workers.
         discovery: resolves to the devices that were found.
+        on_tampered: called when a load finds a file that is not what was signed.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes what the table needs, and nothing else does
@@ -69,9 +75,11 @@ class ModelTable:
         launcher: Launcher,
         blobs: BlobStore,
         trail: StateStore,
+        witness: Witness,
         cache: OutputCache | None,
         working_directory: str,
         discovery: asyncio.Future[Discovery],
+        on_tampered: Callable[[Tampered], None] = lambda _finding: None,
     ) -> None:
         self._config = config
         self._trail = trail
@@ -82,12 +90,14 @@ class ModelTable:
             launcher=launcher,
             blobs=blobs,
             trail=trail,
+            witness=witness,
             working_directory=working_directory,
             discovery=discovery,
             residency=self._residency,
             on_lost=self._on_lost,
+            on_tampered=on_tampered,
         )
-        self._recovery = Recovery(config, self._loader, trail, self._given_up)
+        self._recovery = Recovery(config, self._loader, trail, witness, self._given_up)
         self._waking = Waking(config, self.find, self._wake)
         self._versions: dict[str, dict[int, Version]] = {}
         self._serving: dict[str, Version] = {}
@@ -177,7 +187,8 @@ class ModelTable:
     def superseded_by(self, version: Version) -> int | None:
         """The newer version that serves in place of this one, if that is why this one does not."""
         serving = self._serving.get(version.name)
-        idle = version.state is State.UNAVAILABLE and not version.quarantined and not version.asleep
+        idle = version.state is State.UNAVAILABLE and not version.asleep
+        idle = idle and not version.quarantined and not version.tampered
         return serving.number if idle and serving is not None and serving.number > version.number else None
 
     def reconfigure(self) -> None:
@@ -204,11 +215,11 @@ class ModelTable:
         wanted: dict[str, dict[int, Entry]] = {}
         for entry in listing.entries:
             loaded = self._versions.get(entry.name, {}).get(entry.version)
-            if entry.installed:
+            in_memory = loaded is not None and loaded.instance is not None and loaded.entry.is_as(entry)
+            # Where its file was lost on the disk, what runs was verified when it was loaded, and is still signed. One
+            # that was changed is shown, and says why it is not served.
+            if entry.installed or in_memory or entry.fault == TAMPERED:
                 wanted.setdefault(entry.name, {})[entry.version] = entry
-            elif loaded is not None and loaded.instance is not None and loaded.digest == entry.digest:
-                # Its file was lost on the disk. What runs was verified when it was loaded, and is still signed.
-                wanted.setdefault(entry.name, {})[entry.version] = loaded.entry
         names = set(wanted) | set(self._versions)
         await asyncio.gather(*(self._settle(name, wanted.get(name, {})) for name in sorted(names)))
 
@@ -217,9 +228,15 @@ class ModelTable:
             if self._closing:
                 return
             versions = self._versions.setdefault(name, {})
-            gone = [version for number, version in versions.items() if version.entry != wanted.get(number)]
+            gone = [
+                version
+                for number, version in versions.items()
+                if number not in wanted or not version.entry.is_as(wanted[number])
+            ]
             for version in gone:
                 del versions[version.number]
+            for number, version in versions.items():
+                version.fault = wanted[number].fault
             fresh = wanted.keys() - versions.keys()
             for number in fresh:
                 versions[number] = Version(wanted[number], self._remember, self._fallbacks)
@@ -250,7 +267,7 @@ class ModelTable:
         newest_first = sorted(versions.values(), key=lambda version: version.number, reverse=True)
         while True:
             # The newest version decides, unless it cannot be loaded: what came with it does not count then either.
-            decides = next((one for one in newest_first if not one.quarantined and not one.refused), None)
+            decides = next((one for one in newest_first if not one.out_of_question), None)
             policy = (decides or newest_first[0]).entry.manifest.served
             up = await self._walk(
                 name, [one for one in newest_first if policy.admits(one.number)], policy, wake
@@ -258,11 +275,17 @@ class ModelTable:
             if decides is None or not decides.refused:
                 break
         if not up:
-            self._serving.pop(name, None)
+            # Of what was verified when it was loaded, and cannot be loaded again.
+            kept = [one for one in newest_first if one.state in _UP and policy.admits(one.number)]
+            up = kept[: policy.latest or None]
+            if up:
+                self._serve(up[0])
+            else:
+                self._serving.pop(name, None)
         for version in newest_first:
             if version not in up:
                 serves = f"version {up[0].number} serves" if up else "not among the versions that are served"
-                self._leave_out(version, serves)
+                self._leave_out(version, NOT_AS_SIGNED if version.tampered else serves)
 
     async def _walk(
         self, name: str, chosen: list[Version], policy: Served, wake: Collection[Version]
@@ -287,15 +310,15 @@ class ModelTable:
 
     def _leave_out(self, version: Version, reason: str) -> None:
         """The policy does not want it: it leaves memory, and does not come back by itself."""
-        if version.asleep or version.reason == NOT_YET:
+        if version.asleep or version.reason == NOT_YET or (version.tampered and version.state not in _UP):
             version.asleep, version.reason = False, reason
         self._retire(version, reason)
 
     async def _is_up(self, version: Version, *, woken: bool) -> bool:
         """Whether the version answers, or will at the next request; tries to load it where that is due."""
         # Loads are made under the model's lock: what is LOADING here serves, and its worker is being replaced.
-        if version.state in _UP:
-            return True
+        if version.state in _UP or version.tampered:
+            return not version.tampered
         if version.state is State.UNLOADING:
             self._wanted_back.add(version)
             return False
@@ -385,7 +408,7 @@ class ModelTable:
 
     def _put_to_sleep(self, version: Version, reason: str) -> None:
         """Unload at once a version that nobody uses; its next request brings it back."""
-        if version.state not in _UP or version.leases:
+        if version.state not in _UP or version.leases or version.fault:
             return
         version.step(Event.UNLOAD, reason)
         self._loader.end(version)
@@ -394,6 +417,7 @@ class ModelTable:
         log.info("model %s %s", version.label, reason)
 
     def _retire(self, version: Version, reason: str) -> None:
+        version.announced = None
         if version.state in _UP:
             version.step(Event.UNLOAD, reason)
             version.recall()

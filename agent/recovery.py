@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from agent.loader import Loader
     from agent.settings import Config
     from agent.version import Version
+    from agent.witness import Witness
     from providers.instance import Instance
     from store.trail import StateStore
 
@@ -58,6 +59,7 @@ class Recovery:
         config: returns the configuration in force.
         loader: starts workers.
         trail: where quarantines are kept.
+        witness: told of them, too.
         given_up: called with a version that is out of service; what serves instead is up to it.
     """
 
@@ -66,11 +68,13 @@ class Recovery:
         config: Callable[[], Config],
         loader: Loader,
         trail: StateStore,
+        witness: Witness,
         given_up: Callable[[Version], None],
     ) -> None:
         self._config = config
         self._loader = loader
         self._trail = trail
+        self._witness = witness
         self._given_up = given_up
         self._stopped = False
 
@@ -151,6 +155,7 @@ class Recovery:
         reason = f"{reason}; skerry model clear {version.name}, or add a new version"
         kept = self._trail.quarantine(version.name, version.number, version.digest, reason, wall())
         kept.add_done_callback(functools.partial(_report, f"quarantine of {version.label}"))
+        self._witness.note("quarantined", version.label, digest=version.digest, reason=reason)
         version.quarantined = True
         self._give_up(version, f"quarantined: {reason}")
 

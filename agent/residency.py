@@ -227,6 +227,8 @@ class Residency:
             self._timer = self._loop.call_later((look_ns - now_ns) / 1e9 + 0.001, self.watch)
 
     def _keep_alive_s(self, version: Version) -> float:
+        if version.fault:  # it could not be loaded again
+            return 0.0
         own = version.entry.manifest.keep_alive_s
         if own is not None:
             return own

@@ -269,6 +269,16 @@ class Registry(Section, frozen=True):
             le=36500 * _DAY_S,
         ),
     ] = 0.0
+    scrub_s: Annotated[
+        float,
+        _key(
+            "how often all installed files are read again, when nothing else is to be done, and compared with what is"
+            " signed; 0: never",
+            reload=True,
+            ge=0,
+            le=365 * _DAY_S,
+        ),
+    ] = _DAY_S
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from agent.stats import Statistics
 from providers.job import RequestLayout
 from skerry.errors import Unavailable
 from skerry.terms import KIB
+from store.blobs import TAMPERED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from store.listing import Entry
 
 NOT_YET = "not loaded yet"
+#: Why a version is out of service whose file was changed on the disk.
+NOT_AS_SIGNED = "its file is not what was signed; add it or import its bundle again"
 #: Room for outputs of a version that has not answered yet.
 FIRST_ROOM_BYTES = 16 * KIB
 #: Arrangements of inputs remembered per version.
@@ -80,7 +83,12 @@ class Version:
         #: Not in memory, and the next request loads it. Nothing else that is UNAVAILABLE comes back by itself.
         self.asleep = False
         self.refused = False  # it could not be loaded, for a reason that lies in itself
-        self.pinned = entry.manifest.pin
+        self.fault = (
+            entry.fault
+        )  # what is wrong with its file; what is in memory was verified when it was loaded
+        self.announced: str | None = (
+            None  # the device that the audit log last named for it; None: out of service
+        )
         self.keep_alive_s = 0.0  # 0: for ever
         self.memory_bytes = (
             0  # what unloading it gives back, when it was last measured; kept while it is unloaded
@@ -94,6 +102,21 @@ class Version:
         self._leases = 0
         # Made when somebody waits for it: acquire and release are on the hot path.
         self._drained: asyncio.Event | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is not put out to make room: its owner says so, or it could not be loaded again."""
+        return self.entry.manifest.pin or (self.fault != "" and self.instance is not None)
+
+    @property
+    def tampered(self) -> bool:
+        """Whether its file is known not to be what was signed: then it is not loaded, and any other serves first."""
+        return self.fault == TAMPERED
+
+    @property
+    def out_of_question(self) -> bool:
+        """Whether it is not to be loaded, for a reason that lies in itself."""
+        return self.quarantined or self.refused or self.tampered
 
     def step(self, event: Event, reason: str = "") -> None:
         """Move to the next state; `reason` is what an operator should read there."""

@@ -1,6 +1,7 @@
 """Keep model files under the digest of their bytes, and hand out sealed copies of exactly those bytes.
 
-Does: ingest (stream, hash, commit; resumed if need be), look up, check, open as a sealed memfd, discard.
+Does: ingest (stream, hash, commit; resumed if need be), look up, check, open as a sealed memfd, discard, put aside what
+is no blob.
 Leaves out: which digests may be loaded (store.trust) and what they are called (store.registry), copying and hashing
 apart (store.sealer).
 
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from skerry.errors import InvalidRequest, NotFound, StorageFailed, TooLarge, Untrusted
 from skerry.terms import GIB, KIB, MIB
 from store import durable, sealer
+from store.damaged import Damaged, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -35,6 +37,9 @@ CHUNK_BYTES = 64 * KIB
 APART_BYTES = 4 * MIB
 MAX_BLOB_BYTES = 4 * GIB  # protobuf ends an ONNX file at 2 GiB; a sealed copy has to fit into memory
 BLOB_MODE = 0o440
+
+#: What `BlobStore.fault` says: nothing is there, or it is not what was signed.
+MISSING, TAMPERED = "missing", "tampered"
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -54,6 +59,24 @@ class Sealed(NamedTuple):
     size_bytes: int
 
 
+class Tampered(Untrusted):
+    """What lies in a blob's place is not the blob.
+
+    Args:
+        path: where it lies.
+        expected: what is signed.
+        found: what is there instead; None if it is no file.
+        seen: which file that was.
+    """
+
+    def __init__(self, path: Path, expected: Content, found: Content | None, seen: Seen) -> None:
+        super().__init__(*_difference(str(path), expected, found))
+        self.path = path
+        self.expected = expected
+        self.found = found
+        self.seen = seen
+
+
 class BlobStore:
     """The folder `blobs/`; files lie at `sha256/ab/<64 hex>` below it, mode 0440.
 
@@ -64,6 +87,7 @@ class BlobStore:
 
     def __init__(self, root: Path, *, apart: bool = False) -> None:
         self.root = root
+        self.damaged = Damaged(root.parent)
         self._apart = apart
 
     def path(self, digest: str) -> Path:
@@ -84,6 +108,24 @@ class BlobStore:
         except OSError:
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == size_bytes
+
+    def fault(self, digest: str, size_bytes: int) -> str:
+        """What is wrong with the blob as far as its name and length tell: empty, MISSING or TAMPERED.
+
+        Where something was put aside and the right bytes have not come since, that is TAMPERED.
+        """
+        path = self.path(digest)
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return TAMPERED if self.damaged.has(path.name) else MISSING
+        except OSError:
+            return MISSING
+        return "" if stat.S_ISREG(found.st_mode) and found.st_size == size_bytes else TAMPERED
+
+    def put_aside(self, tampered: Tampered) -> Path | None:
+        """Move what was found in a blob's place out of the way; see Damaged.take."""
+        return self.damaged.take(tampered.path, tampered.seen)
 
     def ingest(self, chunks: Iterable[bytes], expected: Content | None = None) -> Content:
         """Store a stream of bytes, replacing a copy that is there (which may be damaged).
@@ -164,15 +206,16 @@ class BlobStore:
 
     def verified_chunks(self, digest: str, size_bytes: int) -> Iterator[bytes]:
         """The blob's bytes. Use none of them before the end: that is where Untrusted is raised."""
-        fd = self._open(digest)
+        fd = self._open(digest, size_bytes)
         try:
+            seen = Seen.of(os.fstat(fd))
             tally = _Tally(MAX_BLOB_BYTES)
             for chunk in read_chunks(fd):
                 tally.add(chunk)
                 yield chunk
         finally:
             os.close(fd)
-        _require(str(self.path(digest)), Content(digest, size_bytes), tally.content())
+        self._judge(Content(digest, size_bytes), tally.content(), seen)
 
     def open_sealed(self, digest: str, size_bytes: int) -> int:
         """A sealed in-memory copy of the blob, verified; the caller closes the fd, which is at position 0.
@@ -180,18 +223,19 @@ class BlobStore:
         Reads the file once. Costs `size_bytes` of memory until the last descriptor of it is closed.
 
         Raises:
-            Untrusted: the bytes are not those of `digest` and `size_bytes`.
+            Tampered: the bytes are not those of `digest` and `size_bytes`.
             NotFound: no such blob on this node.
             StorageFailed: it cannot be read, or there is no memory for the copy.
         """
-        fd = self._open(digest)
+        fd = self._open(digest, size_bytes)
         try:
+            seen = Seen.of(os.fstat(fd))
             copy, found = _seal(fd, size_bytes, apart=self._apart and size_bytes > APART_BYTES)
         finally:
             os.close(fd)
         try:
-            _require(str(self.path(digest)), Content(digest, size_bytes), found)
-        except Untrusted:
+            self._judge(Content(digest, size_bytes), found, seen)
+        except Tampered:
             os.close(copy)
             raise
         return copy
@@ -207,14 +251,35 @@ class BlobStore:
             if _DIGEST.fullmatch(digest):
                 yield digest
 
-    def _open(self, digest: str) -> int:
+    def _judge(self, expected: Content, found: Content, seen: Seen) -> None:
+        if found != expected:
+            raise Tampered(self.path(expected.digest), expected, found, seen)
+
+    def _open(self, digest: str, size_bytes: int) -> int:
         try:
             return durable.open_regular(self.path(digest))
+        except StorageFailed:
+            self._refuse_what_is_no_file(Content(digest, size_bytes))
+            raise
         except FileNotFoundError:
+            path = self.path(digest)
+            aside = self.damaged.path(path.name)
+            moved = (
+                f"; what lay there was no longer it, and is {aside} now"
+                if self.damaged.has(path.name)
+                else ""
+            )
             raise NotFound(
-                f"blob {digest}: expected at {self.path(digest)}, found nothing",
+                f"blob {digest}: expected at {path}, found nothing{moved}",
                 "import the bundle that carries it, or add the same file again",
             ) from None
+
+    def _refuse_what_is_no_file(self, expected: Content) -> None:
+        path = self.path(expected.digest)
+        with durable.reporting(f"{path}: cannot look at it"):
+            found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Tampered(path, expected, None, Seen.of(found))
 
 
 def seal_file(path: Path) -> Sealed:
@@ -272,11 +337,15 @@ class _Tally:
 
 
 def _require(what: str, expected: Content, found: Content) -> None:
-    if found == expected:
-        return
-    raise Untrusted(
-        f"{what}: expected {expected.digest} of {expected.size_bytes} bytes, "
-        f"got {found.digest} of {found.size_bytes} bytes",
+    if found != expected:
+        raise Untrusted(*_difference(what, expected, found))
+
+
+def _difference(what: str, expected: Content, found: Content | None) -> tuple[str, str]:
+    """Message and hint."""
+    got = f"{found.digest} of {found.size_bytes} bytes" if found else "something that is no file"
+    return (
+        f"{what}: expected {expected.digest} of {expected.size_bytes} bytes, got {got}",
         "the file was changed or damaged after it was signed; import its bundle or add it again",
     )
 

@@ -206,6 +206,18 @@ def link(source: Path, path: Path, mode: int) -> bool:
     return True
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a file another name on the same file system, durably, replacing what has that name.
+
+    Raises:
+        StorageFailed: the disk refused.
+    """
+    with reporting(f"{source}: cannot move to {target}"):
+        os.replace(source, target)
+        for directory in {source.parent, target.parent}:
+            _sync_dir(directory)
+
+
 def remove(path: Path) -> None:
     """Remove a file; one that is not there is fine. Not synced: a file that comes back is swept again."""
     with reporting(f"{path}: cannot remove"), suppress(FileNotFoundError):

@@ -38,8 +38,9 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One version of a model that signed metadata names.
 
-    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded. `release` counts
-    what was signed under this name. `role` is who signed it.
+    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded. `fault`: why it
+    is not installed, as store.blobs has it: MISSING or TAMPERED; empty if it is. `release` counts what was signed under
+    this name. `role` is who signed it.
     """
 
     name: str
@@ -48,9 +49,19 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     size_bytes: int
     manifest: Manifest
     installed: bool
+    fault: str = ""
     release: int = 1
     role: str = ""
     provenance: Provenance | None = None
+
+    @property
+    def contents(self) -> tuple[tuple[str, int], ...]:
+        """Digest and length of every blob of it."""
+        return ((self.digest, self.size_bytes),)
+
+    def is_as(self, other: Entry) -> bool:
+        """Whether both say the same of what was signed, whatever lies on the disk."""
+        return msgspec.structs.replace(other, installed=self.installed, fault=self.fault) == self
 
 
 class Listing(msgspec.Struct, frozen=True):

@@ -9,14 +9,23 @@ Rules
  * A migration that has been released is never edited; the next one changes what it left.
  * Each runs in a transaction of its own together with the record that it ran, so a killed child leaves a file
    that the next one continues with. `user_version` is set last.
+ * One child at a time: a daemon and a command that find the same new file both start one.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlite_utils import Database, Migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _STATE = Migrations("state")
 _CACHE = Migrations("cache")
@@ -112,11 +121,26 @@ def migrate(kind: str, path: str) -> int:
     return version
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until nobody else migrates a file of this folder; the kernel lets go of the lock when we die.
+
+    The folder is locked because that leaves no file behind. SQLite's own locks are of another kind.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def main(arguments: list[str]) -> int:
     """Exit status 0: the schema is current; 1: it is not, and stderr has one line that says why."""
     kind, path = arguments
     try:
-        migrate(kind, path)
+        with _alone(Path(path).parent):
+            migrate(kind, path)
     except (sqlite3.Error, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -14,7 +14,6 @@ import re
 from typing import TYPE_CHECKING
 
 import msgspec
-from tuf.api.metadata import Targets  # type: ignore[attr-defined]  # public there, without __all__
 
 from skerry.errors import InvalidRequest, NotFound, TooLarge, Untrusted
 from skerry.manifest import Manifest
@@ -25,6 +24,8 @@ from store.change import release_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from tuf.api.metadata import Targets  # type: ignore[attr-defined]  # public there, without __all__
 
     from store.blobs import Content
     from store.change import Change

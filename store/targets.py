@@ -157,8 +157,19 @@ def read(path: str, target: TargetFile, role: str, blobs: BlobStore) -> Entry:
     record = custom.get("provenance")
     # By way of JSON, so that what cannot be listed is refused here and costs no other entry its listing.
     provenance = None if record is None else msgspec.json.decode(msgspec.json.encode(record), type=Provenance)
-    present = blobs.has(digest, target.length)
-    return Entry(name, version, digest, target.length, manifest, present, release, role, provenance)
+    fault = blobs.fault(digest, target.length)
+    return Entry(
+        name,
+        version,
+        digest,
+        target.length,
+        manifest,
+        not fault,
+        fault=fault,
+        release=release,
+        role=role,
+        provenance=provenance,
+    )
 
 
 def make(

@@ -1,7 +1,8 @@
-"""What state.db remembers of models: how each was placed, and which versions are quarantined.
+"""What state.db remembers of models: how each was placed, which versions are quarantined, and what happened.
 
-Does: durable records of both, and a read-only view for when no daemon runs.
-Leaves out: making those decisions (providers.placement, agent.models); time comes with each record.
+Does: durable records of these, small facts, and a read-only view for when no daemon runs.
+Leaves out: making those decisions (providers.placement, agent.models), the chain of events (store.audit); time comes
+with each record.
 
 Rules
  * A write is acknowledged, by its future, only once it survives a power cut.
@@ -13,19 +14,24 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from skerry.errors import NotFound, StorageFailed, TooLarge
 from skerry.terms import KIB
+from store import audit
 from store.db import Database
-from store.dbfile import STATE, is_damage, newer, storage_failed, user_version
+from store.dbfile import STATE, Unfit, is_damage, newer, open_writer, storage_failed, user_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
+
+    from store.audit import Event, Record, Report
+
+T = TypeVar("T")
 
 KEPT_PER_MODEL = 20  # placements; a week of daily restarts on three versions
 MAX_RECORD_BYTES = 256 * KIB  # a trail of ten candidates takes 5 KiB
@@ -87,14 +93,32 @@ class StateView:
         )
         return {(row[0], row[1]): Quarantine(*row) for row in rows}
 
+    def events(self, *, kind: str | None = None, since_unix: float | None = None, limit: int) -> list[Record]:
+        """What happened, the newest first; the arguments are those of `audit.latest`."""
+        return self._read(
+            lambda connection: audit.latest(connection, kind=kind, since_unix=since_unix, limit=limit)
+        )
+
+    def verify_events(self, expected: str | None = None) -> Report:
+        """Check the chain of events; see `audit.verify`."""
+        return self._read(lambda connection: audit.verify(connection, expected))
+
+    def fact(self, name: str) -> str | None:
+        """What was kept under this name."""
+        rows = self._rows("SELECT value FROM fact WHERE name = ?", (name,))
+        return rows[0][0] if rows else None
+
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        return self._read(lambda connection: connection.execute(statement, values).fetchall())
+
+    def _read(self, job: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection()
         if connection is None:
             raise StorageFailed(
                 f"{self.path}: expected an open file, got none: closed, or it cannot be opened"
             )
         try:
-            return connection.execute(statement, values).fetchall()
+            return job(connection)
         except sqlite3.Error as error:
             if is_damage(error):
                 self._on_damage(error)
@@ -109,18 +133,34 @@ class StateView:
         return {**record, "model": model, "version": version, "digest": digest}
 
 
+def append_events(path: Path, events: Sequence[Event], at_unix: float) -> None:
+    """Append to the chain of events from a process that is not the daemon, whether or not one runs.
+
+    Raises:
+        StorageFailed: the file cannot be used. One that is damaged stays: that is the daemon's to set aside.
+    """
+    try:
+        with contextlib.closing(open_writer(path, STATE)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            audit.append(connection, events, at_unix)
+            connection.execute("COMMIT")
+    except (Unfit, sqlite3.Error, OSError) as error:
+        raise storage_failed(path, error) from error
+
+
 class StateStore(StateView):
     """state.db of the daemon that runs.
 
     Args:
         path: the file; its folder exists.
+        on_failure: told of each posted write that failed, in the writer thread.
 
     Raises:
         StorageFailed: it cannot be opened, or a newer Skerry wrote it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._database = Database(path, STATE)
+    def __init__(self, path: Path, on_failure: Callable[[Exception], None] = lambda _error: None) -> None:
+        self._database = Database(path, STATE, on_failure=on_failure)
         database = self._database
         super().__init__(path, lambda: database.reader, database.report_damage, database.close)
 
@@ -233,5 +273,31 @@ class StateStore(StateView):
             return connection.execute(
                 "DELETE FROM quarantine WHERE model = ?1 AND (?2 IS NULL OR version = ?2)", (model, version)
             ).rowcount
+
+        return self._database.submit(write)
+
+    def record_events(self, events: Sequence[Event], at_unix: float) -> Future[None]:
+        """Append to the chain of events, in this order and with nothing between them.
+
+        Args:
+            events: what happened; their detail is encoded later, so it must not change any more.
+            at_unix: wall clock, seconds since the epoch.
+
+        Returns: resolves once they are durable, or to StorageFailed.
+        """
+        return self._database.submit(lambda connection: audit.append(connection, events, at_unix))
+
+    def post_events(self, events: Sequence[Event], at_unix: float) -> bool:
+        """As `record_events`, for floods: nobody waits, and where too many writes wait already, these are dropped.
+
+        Returns: False if they were dropped.
+        """
+        return self._database.post(lambda connection: audit.append(connection, events, at_unix))
+
+    def keep_fact(self, name: str, value: str) -> Future[None]:
+        """Keep a small text under a name, replacing what was there."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO fact (name, value) VALUES (?, ?)", (name, value))
 
         return self._database.submit(write)

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agent.cli import bundles, config, demo, infer, models, repo, run_daemon, service, trust, version, views
+from agent.cli import (
+    audit,
+    bundles,
+    config,
+    demo,
+    infer,
+    models,
+    repo,
+    run_daemon,
+    service,
+    trust,
+    version,
+    views,
+)
 from agent.cli.exits import report
 from agent.cli.session import Session, session_of
 from skerry.errors import SkerryError
@@ -71,6 +84,7 @@ for _command in (
     views.denials,
     views.providers,
     views.why,
+    audit.audit,
     infer.infer,
     demo.demo,
     version.version,

@@ -16,12 +16,16 @@ from urllib.parse import quote
 import typer
 
 from agent.cli import origin, render
-from agent.cli.session import AsJson, print_json, session_of
-from skerry.errors import NotFound, Untrusted
+from agent.cli.session import AsJson, Session, print_json, session_of
+from skerry.errors import NotFound, NotRunning, SkerryError, Untrusted
 
 if TYPE_CHECKING:
     from store.listing import Entry
     from store.registry import Registry
+    from store.scrub import Finding
+
+#: For the daemon to read again what was found to be changed.
+SCRUB_S = 600.0
 
 app = typer.Typer(no_args_is_help=True, help="Add, list, remove and verify models.")
 
@@ -87,7 +91,7 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
             render.size(entry.size_bytes),
             entry.manifest.cache.policy,
             entry.manifest.licence or render.DASH,
-            "yes" if entry.installed else "missing",
+            entry.fault or "yes",
         ]
         for entry in entries
     ]
@@ -109,6 +113,8 @@ def show(context: typer.Context, name: Name, *, version: Version = None, as_json
         manifest = document.pop("manifest")
         if "provenance" in document:
             document["provenance"] = origin.summary(document["provenance"])
+        if not document["fault"]:
+            del document["fault"]
         session.console.print(
             render.facts((key, _plain(value)) for key, value in _flat({**document, **manifest}))
         )
@@ -149,26 +155,35 @@ def verify(
     every: Annotated[bool, typer.Option("--all", help="All models, which is the default.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read the registry's files again and compare them with what is signed."""
+    """Read the registry's files again and compare them with what is signed.
+
+    A file that is something else is moved to registry/damaged, and recorded; what was good before serves.
+    """
     session = session_of(context)
     registry = session.registry
     listing = registry.listing()
     entries = listing.entries if name is None or every else _matching(registry, name, version)
-    found = [(entry, _problem(registry, entry)) for entry in entries]
+    found = [(entry, _examine(registry, entry)) for entry in entries]
     if as_json:
         documents = [
-            {"name": entry.name, "version": entry.version, "digest": entry.digest, "problem": problem}
-            for entry, problem in found
+            {
+                "name": entry.name,
+                "version": entry.version,
+                "digest": entry.digest,
+                "problem": finding.problem or None,
+            }
+            for entry, finding in found
         ]
         print_json({"revision": listing.revision, "models": documents, "problems": listing.problems})
     else:
-        for entry, problem in found:
+        for entry, finding in found:
             session.console.print(
-                f"{entry.name}/{entry.version}: {problem or 'ok'}", markup=False, soft_wrap=True
+                f"{entry.name}/{entry.version}: {finding.problem or 'ok'}", markup=False, soft_wrap=True
             )
         for sentence in listing.problems:
             session.console.print(sentence, markup=False, soft_wrap=True)
-    failed = sum(problem is not None for _, problem in found) + len(listing.problems)
+    _tell(session, [finding for _, finding in found if finding.verdict == "tampered"])
+    failed = sum(finding.verdict != "ok" for _, finding in found) + len(listing.problems)
     if failed:
         raise Untrusted(
             f"registry: {failed} of {len(found) + len(listing.problems)} models do not verify",
@@ -176,12 +191,50 @@ def verify(
         )
 
 
-def _problem(registry: Registry, entry: Entry) -> str | None:
+def _examine(registry: Registry, entry: Entry) -> Finding:
+    """The worst of the entry's files."""
+    from store import scrub  # noqa: PLC0415 - with the registry
+
+    findings = [scrub.look(registry.blobs, *content) for content in entry.contents]
+    return next((finding for finding in findings if finding.verdict != "ok"), findings[0])
+
+
+def _tell(session: Session, tampered: list[Finding]) -> None:
+    """Have changed files put aside and recorded: by the daemon, which looks for itself, or here if none runs."""
+    if not tampered:
+        return
+    digests = sorted({finding.digest for finding in tampered})
     try:
-        registry.check(entry)
-    except (Untrusted, NotFound) as error:
-        return error.message
-    return None
+        with session.client(timeout_s=SCRUB_S) as client:
+            outcome = client.post("/skerry/v1/registry/scrub", {"digests": digests})
+        session.remarks.print(f"the daemon was told, and found {outcome['tampered']} changed", markup=False)
+    except NotRunning:
+        _put_aside(session, digests)
+    except SkerryError as error:
+        session.remarks.print(f"warning: the daemon could not be told: {error}", markup=False)
+
+
+def _put_aside(session: Session, digests: list[str]) -> None:
+    from agent.clock import wall  # noqa: PLC0415 - only here
+    from store import scrub  # noqa: PLC0415 - with the registry
+    from store.audit import Event  # noqa: PLC0415 - likewise
+    from store.trail import append_events  # noqa: PLC0415 - likewise
+
+    registry = session.registry
+    entries = registry.entries()
+    sizes = {digest: size for entry in entries for digest, size in entry.contents}
+    events = []
+    for digest in digests:
+        finding = scrub.examine(registry.blobs, digest, sizes[digest])
+        if finding.moved_to:
+            session.remarks.print(f"moved to {finding.moved_to}", markup=False, soft_wrap=True)
+        events += [
+            Event("registry.tamper", label, detail) for label, detail in finding.told(entries, "verify")
+        ]
+    try:
+        append_events(session.paths.state_db, events, wall())
+    except SkerryError as error:
+        session.remarks.print(f"warning: not recorded: {error}", markup=False)
 
 
 @app.command()

@@ -34,6 +34,8 @@ _STYLES = {
     "UNLOADING": "yellow",
     "ASLEEP": "cyan",
     "UNAVAILABLE": "red",
+    "tampered": "red",
+    "missing": "yellow",
     "refused": "red",
 }
 

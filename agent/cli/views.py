@@ -33,6 +33,8 @@ def status(context: typer.Context, *, as_json: AsJson = False) -> None:
                 ("ready", "yes" if page["ready"] else "no"),
                 ("models", _models_line(models)),
                 ("registry", _registry_line(registry)),
+                # A daemon that was not restarted since an upgrade says nothing of them.
+                *([("files", _files_line(registry))] if "scrub" in registry else []),
                 ("cache", _cache_line(page.get("cache"))),
                 ("providers", _providers_line(page["providers"])),
                 ("memory", f"{render.size(page['rss_bytes'])}; {_node_memory()}"),
@@ -65,6 +67,29 @@ def _registry_line(registry: dict[str, Any]) -> str:
         return "empty"
     owner = "signed by this node" if registry["owner"] else "follows another root"
     return f"revision {registry['revision']}, {owner}"
+
+
+def _files_line(registry: dict[str, Any]) -> str:
+    """What is wrong with them, and when they were last read."""
+    tampered, missing, scrub = registry["tampered"], registry["missing"], registry["scrub"]
+    parts = [f"tampered: {', '.join(tampered)}"] if tampered else []
+    parts += [f"{missing} missing"] if missing else []
+    parts += [_scrub_words(scrub)]
+    return "; ".join(parts)
+
+
+def _scrub_words(scrub: dict[str, Any]) -> str:
+    running, last = scrub["running"], scrub["last"]
+    if running:
+        return f"being read: {render.size(running['bytes'])} of {render.size(running['of_bytes'])}"
+    if last:
+        found = sum(last[what] for what in ("tampered", "missing", "unreadable"))
+        outcome = f"{found} of {last['files']} not as signed" if found else f"{last['files']} as signed"
+        return f"read {render.age(last['finished_unix'])} ago, {outcome}"
+    due_s = scrub["next_s"]
+    return (
+        "never read since the daemon started" if due_s is None else f"to be read in {render.duration(due_s)}"
+    )
 
 
 def _cache_line(cache: dict[str, Any] | None) -> str:
@@ -211,6 +236,8 @@ def why(
     if as_json:
         print_json(page)
         return
+    if page.get("fault"):
+        session.remarks.print(f"its file is {page['fault']}: `skerry status` says what serves", style="red")
     session.console.print(
         render.facts(
             [

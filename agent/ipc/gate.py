@@ -8,7 +8,8 @@ Rules
  * What was decided about a peer is remembered with it, so that a request costs one look-up. New rules make every
    peer forget.
  * The admin socket is open to whoever may open its file, for everything, beyond every quota.
- * A refusal is logged, but nobody can fill the log: one line per user and action in LOG_EVERY_S.
+ * A refusal is logged, but nobody can fill the log: one line per user and action in LOG_EVERY_S. What is allowed
+   costs nothing more for that.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Gate:
         denied: action -> how often it was refused.
         denials: the last refusals, oldest first, as their page shows them.
         speakers: pids of our own children that may speak for others.
+        on_denied: told of each refusal: the peer, the action, the model or an empty name, the rule.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -66,6 +68,7 @@ class Gate:
         self.denied: dict[str, int] = dict.fromkeys(Action, 0)
         self.denials: collections.deque[dict[str, Any]] = collections.deque(maxlen=MAX_DENIALS)
         self.speakers: set[int] = set()
+        self.on_denied: Callable[[Peer, str, str, str], None] = lambda *_: None
         self._monotonic = monotonic
         self._own_uid = os.geteuid()
         self._policy = Policy((), own_uid=self._own_uid, own_gids=(), tcp=())
@@ -190,6 +193,7 @@ class Gate:
 
     def _record(self, peer: Peer, action: Action, model: str, verdict: Verdict) -> None:
         self.denied[action] += 1
+        self.on_denied(peer, action, model, verdict.why)
         self.denials.append(
             {
                 "unix": wall(),

@@ -42,6 +42,7 @@ class Page(enum.Enum):
     PLACEMENT = enum.auto()
     PROVIDERS = enum.auto()
     REFRESH = enum.auto()
+    SCRUB = enum.auto()
     CLEAR = enum.auto()
     DENIALS = enum.auto()
     SHARED = enum.auto()
@@ -62,7 +63,16 @@ SHARING = frozenset(
 )
 #: What changes something, and who was refused. All others only read, or run a model.
 ADMINISTRATION = frozenset(
-    {Page.LOAD, Page.UNLOAD, Page.SET_LOGGING, Page.SET_TRACE, Page.REFRESH, Page.CLEAR, Page.DENIALS}
+    {
+        Page.LOAD,
+        Page.UNLOAD,
+        Page.SET_LOGGING,
+        Page.SET_TRACE,
+        Page.REFRESH,
+        Page.SCRUB,
+        Page.CLEAR,
+        Page.DENIALS,
+    }
 )
 
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
@@ -101,6 +111,7 @@ _ROUTES: list[tuple[re.Pattern[str], dict[str, Page]]] = [
         (_OWN_MODEL + "/clear", {"POST": Page.CLEAR}),
         ("/skerry/v1/providers", {"GET": Page.PROVIDERS}),
         ("/skerry/v1/registry/refresh", {"POST": Page.REFRESH}),
+        ("/skerry/v1/registry/scrub", {"POST": Page.SCRUB}),
         ("/skerry/v1/denials", {"GET": Page.DENIALS}),
     )
 ]

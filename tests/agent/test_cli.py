@@ -395,6 +395,37 @@ def test_ps_shows_one_line_per_model_and_the_reason_of_a_failed_one(skerry, daem
     assert result.stderr == "beta/1: quarantined [/]: SIGFPE three times\n"
 
 
+@pytest.mark.parametrize(
+    ("registry", "line"),
+    [
+        ({"scrub": {"running": None, "last": None, "next_s": 540.0}}, "files to be read in 9m 0s"),
+        (
+            {"scrub": {"running": None, "last": None, "next_s": None}},
+            "files never read since the daemon started",
+        ),
+        (
+            {"scrub": {"running": {"bytes": 1 << 20, "of_bytes": 3 << 20}, "last": None, "next_s": None}},
+            "files being read: 1.0 MiB of 3.0 MiB",
+        ),
+        (
+            {"tampered": ["a/2", "b/1"], "missing": 3},
+            "files tampered: a/2, b/1; 3 missing; read 1m 40s ago, 7 as signed",
+        ),
+    ],
+)
+def test_status_says_what_is_wrong_with_the_files_and_when_they_were_read(skerry, daemon, registry, line):
+    last = {"finished_unix": wall() - 100, "files": 7, "tampered": 0, "missing": 0, "unreadable": 0}
+    known = {"tampered": [], "missing": 0, "scrub": {"running": None, "last": last, "next_s": 9.0}}
+    daemon.pages = {
+        "GET /skerry/v1/status": {**STATUS, "registry": {**STATUS["registry"], **known, **registry}}
+    }
+    assert line in words(skerry("status").stdout)
+
+
+def test_status_of_a_daemon_that_reads_no_files_has_no_such_line(skerry, daemon):
+    assert not any(line.startswith("files") for line in words(skerry("status").stdout))
+
+
 def test_a_node_without_models_says_what_to_do(skerry, daemon):
     fresh = {"revision": 0, "owner": False, "problems": []}
     daemon.pages = {

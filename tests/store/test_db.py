@@ -150,7 +150,7 @@ def test_folder_that_is_not_there_is_named(tmp_path):
 
 def test_migration_that_fails_leaves_state_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(StorageFailed, match="migration to schema version 1 failed: exit status 1"):
+    with pytest.raises(StorageFailed, match="migration to schema version 2 failed: exit status 1"):
         Database(tmp_path / "state.db", STATE)
     monkeypatch.undo()
     Database(tmp_path / "state.db", STATE).close()
@@ -247,7 +247,7 @@ def test_state_of_a_newer_skerry_is_refused_and_untouched(tmp_path):
         connection.execute("PRAGMA user_version = 7")
     connection.close()
     with pytest.raises(
-        StorageFailed, match="expected schema version 1 or older, got 7\nhint: a newer Skerry"
+        StorageFailed, match="expected schema version 2 or older, got 7\nhint: a newer Skerry"
     ):
         Database(path, STATE)
     assert models(path) == ["m0", "m1"]

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from sqlite_utils import Database
 
 from skerry.errors import NotFound, StorageFailed, TooLarge
 from store import migrate
+from store.audit import Event
 from store.trail import KEPT_PER_MODEL, MAX_REASON_CHARS, MAX_RECORD_BYTES, Quarantine, StateStore
 
 ONE, TWO = "sha256:" + "1" * 64, "sha256:" + "2" * 64
@@ -195,8 +197,8 @@ def test_read_only_view_makes_no_file(tmp_path):
     ("spoil", "message"),
     [
         (lambda path: path.write_bytes(b"garbage" * 1000), "file is not a database"),
-        (lambda path: set_version(path, 7), "expected schema version 1 or older, got 7"),
-        (lambda path: set_version(path, -1), "expected schema version 1, got -1"),
+        (lambda path: set_version(path, 7), "expected schema version 2 or older, got 7"),
+        (lambda path: set_version(path, -1), "expected schema version 2, got -1"),
     ],
     ids=["garbage", "newer", "older"],
 )
@@ -206,6 +208,29 @@ def test_read_only_view_repairs_and_migrates_nothing(path, tmp_path, spoil, mess
     with pytest.raises(StorageFailed, match=message):
         StateStore.read_only(path)
     assert snapshot(tmp_path) == before
+
+
+def test_an_upgrade_from_the_first_schema_keeps_its_rows(tmp_path):
+    path = tmp_path / "state.db"
+    connection = sqlite3.connect(path)
+    migrate.MIGRATIONS["state"].apply(Database(connection), stop_before="admissions_and_audit")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA user_version = 1")
+    connection.execute(
+        "INSERT INTO placement (model, version, digest, record) VALUES ('a', 3, ?, '{\"n\": 1}')", (ONE,)
+    )
+    connection.execute("INSERT INTO quarantine VALUES ('b', 2, ?, 'crashed', 10.5)", (TWO,))
+    connection.commit()
+    connection.close()
+    with pytest.raises(StorageFailed, match="expected schema version 2, got 1\nhint: start the daemon once"):
+        StateStore.read_only(path)
+    store = StateStore(path)
+    assert store.damage == ""
+    assert store.placement("a") == {"model": "a", "version": 3, "digest": ONE, "n": 1}
+    assert store.quarantined() == {("b", 2): Quarantine("b", 2, TWO, "crashed", 10.5)}
+    store.record_events([Event("x", "y")], 1.0).result(30)
+    assert [event.kind for event in store.events(limit=9)] == ["x"]
+    store.close()
 
 
 def set_version(path, version):

@@ -16,6 +16,7 @@ import msgspec
 from agent.infer import Exchange
 from agent.models import ModelTable
 from agent.settings import Config
+from agent.witness import Witness
 from providers.discovery import Discovery
 from providers.launcher import Launcher
 from providers.ranking import CPU
@@ -45,6 +46,7 @@ class Bench:
         self.blobs = BlobStore(folder / "blobs")
         self.trail = StateStore(folder / "state.db")
         self.launcher = launcher
+        self.witness = Witness(self.trail)
         self._entries: dict[tuple[str, int], Entry] = {}
         discovery = asyncio.get_running_loop().create_future()
         discovery.set_result(Discovery((CPU,)))
@@ -55,6 +57,7 @@ class Bench:
             launcher=launcher,
             blobs=self.blobs,
             trail=self.trail,
+            witness=self.witness,
             cache=None,
             working_directory=str(empty),
             discovery=discovery,
@@ -180,6 +183,7 @@ class Stage:
                 return await story(bench)
         finally:
             await bench.table.close()
+            bench.witness.close()
             bench.trail.close()
 
     def close(self) -> None:

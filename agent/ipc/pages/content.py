@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -33,6 +33,12 @@ class Node(Protocol):
 
     async def refresh(self) -> None:
         """Read the registry again and follow it."""
+
+    async def scrub(self, digests: Collection[str]) -> dict[str, Any]:
+        """Have installed files read again; none named: all of them."""
+
+    def registry(self) -> dict[str, Any]:
+        """What the status page says of the registry."""
 
     async def providers(self) -> dict[str, Any]:
         """The providers page's document."""

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent.ipc.pages.content import Content, Handler, Node, Readable, json
+import msgspec
+
+from agent.ipc.pages.content import Content, Handler, Node, Readable, json, parse
 from agent.ipc.routes import Page
+from agent.version import NOT_AS_SIGNED
 from skerry.errors import NotFound
 
 if TYPE_CHECKING:
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
     from agent.models import ModelTable
     from agent.version import Version
     from store.trail import StateStore
+
+
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a scrub: which blobs; none are all."""
+
+    digests: tuple[str, ...] = ()
 
 
 class Own:
@@ -40,6 +49,7 @@ class Own:
             Page.PLACEMENT: self._placement,
             Page.PROVIDERS: self._providers,
             Page.REFRESH: self._refresh,
+            Page.SCRUB: self._scrub,
             Page.CLEAR: self._clear,
             Page.DENIALS: lambda *_: json({"denials": list(self._gate.denials)}),
         }
@@ -55,11 +65,12 @@ class Own:
             "name": version.name,
             "version": version.number_text,
             "state": version.state,
-            "reason": version.reason,
+            "reason": version.reason or (NOT_AS_SIGNED if version.tampered else ""),
             "superseded_by": self._models.superseded_by(version),
             "ep": version.device.ep_name if version.device else None,
             "device": version.device.label if version.device else None,
             "digest": version.digest,
+            "fault": version.fault,
             "pid": pid,
             "group": version.group if process else "",
             "rss_bytes": self._node.rss_bytes(pid),
@@ -84,9 +95,15 @@ class Own:
     def _placement(self, head: Head, _body: bytes, _peer: Peer) -> Content:
         record = self._trail.placement(head.model, head.version)
         if record is None:
-            self._models.get(head.model, head.version)
-            raise NotFound(f"model {head.model!r}: expected a placement, got none: it was not placed yet")
-        return json(record | {"version": str(record["version"])})
+            version = self._models.get(head.model, head.version)
+            reason = version.reason if version.fault else "it was not placed yet"
+            raise NotFound(f"model {head.model!r}: expected a placement, got none: {reason}")
+        fault = self._fault(head.model, record["version"])
+        return json(record | {"version": str(record["version"])} | ({"fault": fault} if fault else {}))
+
+    def _fault(self, name: str, number: int) -> str:
+        """What is wrong with a version's file; empty also for one that is not here any more."""
+        return next((one.fault for one in self._models.all() if (one.name, one.number) == (name, number)), "")
 
     async def _providers(self, _head: Head, _body: bytes, _peer: Peer) -> Content:
         return json(await self._node.providers())
@@ -94,6 +111,9 @@ class Own:
     async def _refresh(self, head: Head, body: bytes, peer: Peer) -> Content:
         await self._node.refresh()
         return self._table(head, body, peer)
+
+    async def _scrub(self, _head: Head, body: bytes, _peer: Peer) -> Content:
+        return json(await self._node.scrub(parse(body, Wanted, "scrub").digests))
 
     async def _clear(self, head: Head, body: bytes, peer: Peer) -> Content:
         await self._models.clear(head.model)

@@ -97,6 +97,26 @@ class Numbers:
             stats = self._cache.stats()
             node.append(("skerry_cache_entries", "gauge", "Answers on disk", stats.entries))
             node.append(("skerry_cache_bytes", "gauge", "Bytes of answers on disk", stats.bytes))
+        registry = self._node.registry()
+        node += [
+            (
+                "skerry_tampered_files",
+                "gauge",
+                "Versions whose file is not what was signed",
+                len(registry["tampered"]),
+            ),
+            ("skerry_missing_files", "gauge", "Versions whose file is not there", registry["missing"]),
+        ]
+        last = registry["scrub"]["last"]
+        if last is not None:
+            node.append(
+                (
+                    "skerry_scrub_finished_seconds",
+                    "gauge",
+                    "When all files were last read again",
+                    last["finished_unix"],
+                )
+            )
         quotas = self._gate.quotas
         node.append(("skerry_connections", "gauge", "Open connections", quotas.connections))
         refusals: dict[str, tuple[str, str, Mapping[str, int]]] = {
