@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from providers.arrays import Array
     from providers.ranking import EpDevice
+    from providers.sidefiles import Maps
 
 # A worker needs the conversions wherever it needs a session.
 __all__ = ["Run", "Session", "numpy_dtype", "raw_size", "to_array", "write_raw"]
@@ -99,6 +100,8 @@ class Session:
         threads: threads of one run, at least 1.
         spin: they wait a moment for work inside a run before they sleep (SPIN_US), never between runs. Where several
             runs go on at once, each would take cores from the others.
+        files: what lies beside the model file, for the values that it does not have itself. Read while this is built
+            and not needed afterwards.
 
     Attributes:
         inputs, outputs: as the model declares them; -1 for a dimension it leaves open.
@@ -109,13 +112,22 @@ class Session:
 
     Raises:
         ExecutionFailed: the provider cannot take the model, or is not there.
-        Unsupported: an input or output is something the protocol has no datatype for.
+        Unsupported: an input or output is something the protocol has no datatype for, or this core does not take files
+            beside a model.
     """
 
     __slots__ = ("_session", "inputs", "nodes_placed", "nodes_total", "outputs", "placement", "run")
 
-    def __init__(self, model_path: str, device: EpDevice, threads: int, *, spin: bool = False) -> None:
-        session = self._session = _create(model_path, device, threads, spin=spin)
+    def __init__(
+        self,
+        model_path: str,
+        device: EpDevice,
+        threads: int,
+        *,
+        spin: bool = False,
+        files: Maps | None = None,
+    ) -> None:
+        session = self._session = _create(model_path, device, threads, spin=spin, files=files or {})
         self.inputs = tuple(_spec("input", declared) for declared in session.get_inputs())
         self.outputs = tuple(_spec("output", declared) for declared in session.get_outputs())
         placement = _placement(session)
@@ -206,7 +218,7 @@ def _unwrap(value: _Ort) -> Array:
 # --- building ----------------------------------------------------------------------------------------------
 
 
-def _create(model_path: str, device: EpDevice, threads: int, *, spin: bool) -> _Ort:
+def _create(model_path: str, device: EpDevice, threads: int, *, spin: bool, files: Maps) -> _Ort:
     os.environ["ORT_DISABLE_TELEMETRY"] = (
         "1"  # before the first import; files and a thread would come with it
     )
@@ -214,6 +226,8 @@ def _create(model_path: str, device: EpDevice, threads: int, *, spin: bool) -> _
 
     ort.set_default_logger_severity(_LOG_ERROR)
     options = _options(ort, threads, spin=spin)
+    if files:
+        _lay_beside(ort, options, files)
     providers = _providers(ort, options, device, threads)
     try:
         # enable_fallback=0: by default a provider that fails is replaced by the CPU, with a line on stdout.
@@ -245,6 +259,17 @@ def _options(ort: _Ort, threads: int, *, spin: bool) -> _Ort:
     # The list of providers is no evidence of where nodes are; this is. Cores that lack it ignore the entry.
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def _lay_beside(ort: _Ort, options: _Ort, files: Maps) -> None:
+    """Have the session find the model's external data in memory."""
+    take = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if take is None:
+        raise Unsupported(
+            f"model: expected an onnxruntime that takes files beside a model from memory, got {ort.__version__}",
+            "update the core, or save the model as one file",
+        )
+    take(list(files), list(files.values()), [len(content) for content in files.values()])
 
 
 def _providers(ort: _Ort, options: _Ort, device: EpDevice, threads: int) -> list[Any] | None:
