@@ -206,7 +206,7 @@ class ModelTable:
             loaded = self._versions.get(entry.name, {}).get(entry.version)
             if entry.installed:
                 wanted.setdefault(entry.name, {})[entry.version] = entry
-            elif loaded is not None and loaded.instance is not None and loaded.digest == entry.digest:
+            elif loaded is not None and loaded.instance is not None and loaded.digest == entry.content_digest:
                 # Its file was lost on the disk. What runs was verified when it was loaded, and is still signed.
                 wanted.setdefault(entry.name, {})[entry.version] = loaded.entry
         names = set(wanted) | set(self._versions)

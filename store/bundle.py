@@ -18,7 +18,7 @@ import re
 from typing import TYPE_CHECKING
 
 from skerry.errors import Untrusted
-from store import durable, tarball, targets, trust
+from store import durable, sidefiles, tarball, targets, trust
 from store.blobs import MAX_BLOB_BYTES, Content
 
 if TYPE_CHECKING:
@@ -61,15 +61,17 @@ def export(
     entries, _ = targets.read_all(trusted.targets.targets if trusted else {}, registry.blobs)
     entry = targets.matching(entries, name, version)[-1]
     files = trust.read_roots(registry.metadata) | (trusted.files if trusted else {})
-    blob = registry.blobs.verified_chunks(entry.digest, entry.size_bytes)
-    meter = _Meter(entry.size_bytes, progress)
+    contents = sidefiles.contents_of(entry)
+    meter = _Meter(sum(content.size_bytes for content in contents), progress)
 
     def archive() -> Iterator[bytes]:
         for file_name, data in files.items():
             yield tarball.header(METADATA + file_name, len(data)) + data + tarball.padding(len(data))
-        yield tarball.header(_blob_name(entry.digest), entry.size_bytes)
-        yield from meter.watch(blob)
-        yield tarball.padding(entry.size_bytes) + tarball.END
+        for digest, size_bytes in contents:
+            yield tarball.header(_blob_name(digest), size_bytes)
+            yield from meter.watch(registry.blobs.verified_chunks(digest, size_bytes))
+            yield tarball.padding(size_bytes)
+        yield tarball.END
 
     durable.write(out, archive())
     return entry
@@ -147,7 +149,8 @@ def _carried(bundle: tarball.Reader, offered: trust.Trusted) -> dict[str, Target
     for name in bundle.members:
         if name.startswith(BLOBS) and name not in named:
             raise Untrusted(f"{bundle.path}: expected only blobs that its signed metadata names, got {name}")
-    return found
+    # Versions may share a file; what is carried of another one must not become half a model here.
+    return sidefiles.whole(found)
 
 
 def _ingest(

@@ -6,6 +6,8 @@ Leaves out: how it came about (store.registry, store.verify). Imports no tuf: th
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from skerry import errors
@@ -15,10 +17,19 @@ from skerry.terms import MIB
 MAX_LISTING_BYTES = 64 * MIB  # four times the largest signed targets file
 
 
+class SideFile(msgspec.Struct, frozen=True):
+    """A file beside a model that holds values of it (ONNX: external data), named by the same signed metadata."""
+
+    name: str
+    digest: str
+    size_bytes: int
+
+
 class Entry(msgspec.Struct, frozen=True):
     """One version of a model that signed metadata names.
 
-    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded.
+    `digest` and `size_bytes` are those of the model file, `files` what lies beside it, by name. `installed`: blobs of
+    the right names and lengths are there; their bytes are checked when they are loaded.
     """
 
     name: str
@@ -27,6 +38,20 @@ class Entry(msgspec.Struct, frozen=True):
     size_bytes: int
     manifest: Manifest
     installed: bool
+    files: tuple[SideFile, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files."""
+        return self.size_bytes + sum(file.size_bytes for file in self.files)
+
+    @property
+    def content_digest(self) -> str:
+        """What stands for all bytes of the version: two models may differ in a file beside them alone."""
+        if not self.files:
+            return self.digest
+        named = [[file.name, file.digest] for file in self.files]
+        return f"sha256:{hashlib.sha256(msgspec.json.encode([self.digest, named])).hexdigest()}"
 
 
 class Listing(msgspec.Struct, frozen=True):

@@ -26,7 +26,8 @@ import msgspec
 
 from skerry.errors import Denied, SkerryError, TooLarge, Untrusted
 from skerry.manifest import Manifest
-from store import durable, signing, targets, trust
+from skerry.terms import check_file_names
+from store import durable, sidefiles, signing, targets, trust
 from store.blobs import BlobStore, Content, read_chunks
 from store.listing import Entry, Listing
 
@@ -100,13 +101,14 @@ class Registry:
         return targets.matching(self.entries(), name, version)[-1]
 
     def check(self, entry: Entry) -> None:
-        """Read the entry's blob and compare it with its signed digest.
+        """Read the entry's blobs and compare them with their signed digests.
 
         Raises:
             Untrusted: the bytes are others; the message has both digests.
-            NotFound: the blob is not on this node.
+            NotFound: a blob is not on this node.
         """
-        self.blobs.check(entry.digest, entry.size_bytes)
+        for content in sidefiles.contents_of(entry):
+            self.blobs.check(*content)
 
     def owner(self) -> signing.Owner | None:
         """Who signs here, if this node holds the key of its root (or the key of the root it will make)."""
@@ -140,7 +142,12 @@ class Registry:
     # -- changing --------------------------------------------------------------------------------------
 
     def add(
-        self, model: int | Path, name: str, version: int | None = None, manifest: Manifest | None = None
+        self,
+        model: int | Path,
+        name: str,
+        version: int | None = None,
+        manifest: Manifest | None = None,
+        files: Mapping[str, int | Path] | None = None,
     ) -> Entry:
         """Store a model, sign it, and make it part of the registry. Makes the key at the first call.
 
@@ -150,16 +157,19 @@ class Registry:
             name: see skerry.terms.check_model_name.
             version: positive; by default the manifest's, or else one more than the newest.
             manifest: what is signed with it; its name and version may be empty.
+            files: what lies beside the model, by the names that it uses; each as `model`.
 
         Returns:
             The entry. Adding what is there already changes nothing, but repairs a damaged blob.
 
         Raises:
             InvalidRequest: a bad name, or a version that exists with other bytes or another manifest.
+            TooLarge: too many files, or too large ones.
             Denied: this node follows a root whose key it does not hold.
             StorageFailed: the disk refused; the registry is as it was.
         """
         wanted = targets.complete(manifest or Manifest(), name, version)
+        check_file_names(files or ())
         with self.changing():
             owner = self._become_owner()
             installed = self.trusted()
@@ -168,12 +178,14 @@ class Registry:
             targets.refuse_other_case(entries, name)
             number = wanted.version or 1 + max((e.version for e in entries if e.name == name), default=0)
             wanted = msgspec.structs.replace(wanted, version=number)
-            target = targets.make(self._ingest(model), wanted)
-            entry = targets.read(target.path, target, self.blobs)
+            beside = {file: self._ingest(content) for file, content in (files or {}).items()}
+            target = targets.make(self._ingest(model), wanted, beside)
+            offered = {target.path: target, **sidefiles.make(name, number, beside)}
+            entry = targets.read(target.path, target, offered, self.blobs)
             if target.path in signed:
                 targets.require_same(signed[target.path], target)
             else:
-                self.publish(owner, signed | {target.path: target}, installed)
+                self.publish(owner, signed | offered, installed)
             return entry
 
     def remove(self, name: str, version: int | None = None) -> list[Entry]:
@@ -191,7 +203,8 @@ class Registry:
             gone = targets.matching(entries, name, version)
             owner = self._become_owner()
             for entry in gone:
-                del signed[targets.path_of(entry.name, entry.version)]
+                for path in (targets.path_of(entry.name, entry.version), *sidefiles.paths_of(entry)):
+                    del signed[path]
             self.publish(owner, signed, installed)
             return gone
 

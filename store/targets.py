@@ -3,8 +3,9 @@
 Does: translate between TUF targets and entries of the registry, both ways, with ceilings.
 Leaves out: who signed (store.trust) and where the bytes are (store.blobs).
 
-A target's path is `models/NAME/VERSION.onnx`. Its custom part holds the manifest as JSON text: TUF signs
-canonical JSON, which has no fractions, and samples and tolerances are made of them.
+A target's path is `models/NAME/VERSION.onnx`; files beside the model have targets of their own (store.sidefiles). Its
+custom part holds the manifest as JSON text: TUF signs canonical JSON, which has no fractions, and samples and
+tolerances are made of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public 
 from skerry.errors import InvalidRequest, NotFound, SkerryError, TooLarge, Unsupported
 from skerry.manifest import Manifest
 from skerry.terms import MIB, check_model_name, parse_version
+from store import sidefiles
 from store.blobs import MAX_BLOB_BYTES, BlobStore, Content
 from store.listing import Entry
 
@@ -40,14 +42,17 @@ def read_all(targets: Mapping[str, TargetFile], blobs: BlobStore) -> tuple[list[
     problems: list[str] = []
     for path, target in targets.items():
         try:
-            entries.append(read(path, target, blobs))
+            if sidefiles.is_path(path):
+                sidefiles.check_named(path, targets, sidefiles.model_path_of(path))
+            else:
+                entries.append(read(path, target, targets, blobs))
         except (SkerryError, msgspec.MsgspecError, KeyError, TypeError) as error:
             problems.append(f"{path}: signed, but not understood: {error}")
     return sorted(entries, key=lambda entry: (entry.name, entry.version)), sorted(problems)
 
 
-def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
-    """One verified target as an entry.
+def read(path: str, target: TargetFile, signed: Mapping[str, TargetFile], blobs: BlobStore) -> Entry:
+    """One verified target as an entry; `signed` is what its role has signed, itself among it.
 
     Raises:
         SkerryError, msgspec.MsgspecError, KeyError, TypeError: it is not one of ours, or a newer kind.
@@ -62,12 +67,16 @@ def read(path: str, target: TargetFile, blobs: BlobStore) -> Entry:
     blobs.path(digest)  # raises if it is no digest
     manifest = msgspec.json.decode(target.custom["manifest"], type=Manifest)
     manifest.check()
-    return Entry(name, version, digest, target.length, manifest, blobs.has(digest, target.length))
+    files = sidefiles.read(name, version, target, signed)
+    for file in files:
+        blobs.path(file.digest)
+    installed = blobs.has(digest, target.length) and all(blobs.has(f.digest, f.size_bytes) for f in files)
+    return Entry(name, version, digest, target.length, manifest, installed, files)
 
 
-def make(content: Content, manifest: Manifest) -> TargetFile:
-    """The target that stands for `content` as the manifest's name and version."""
-    custom = {"manifest": msgspec.json.encode(manifest).decode()}
+def make(content: Content, manifest: Manifest, files: Mapping[str, Content] | None = None) -> TargetFile:
+    """The target that stands for `content` as the manifest's name and version; it names the `files` beside it."""
+    custom = {"manifest": msgspec.json.encode(manifest).decode(), **sidefiles.custom(files or {})}
     hashes = {"sha256": content.digest.removeprefix("sha256:")}
     path = path_of(manifest.name, manifest.version)
     return TargetFile(content.size_bytes, hashes, path, {"custom": custom})
@@ -110,6 +119,7 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
     """
     for what, expected, got in (
         ("file", _digest(signed), _digest(offered)),
+        ("side files", sidefiles.named_by(signed), sidefiles.named_by(offered)),
         ("manifest", signed.custom, offered.custom),
     ):
         if expected != got:

@@ -1,12 +1,13 @@
 """`skerry model add`: from a file, or a directory of a Triton repository, to a signed version that is served.
 
-Does: seal a private copy, scan it, load it once in a child with limits, sign and commit exactly those
-bytes, tell the daemon and wait for its verdict.
+Does: seal a private copy, and of the files beside it that it names, scan it, load it once in a child with limits, sign
+and commit exactly those bytes, tell the daemon and wait for its verdict.
 Leaves out: each of these steps itself (store.blobs, providers.modelfile, providers.inspect, store.registry),
 what a directory says (agent.triton).
 
 Rules
- * Every step looks at the sealed copy: the file may change under our hands, what is signed does not.
+ * Every step looks at the sealed copies: the files may change under our hands, what is signed does not.
+ * A model names the files beside it, and may be a stranger's: only plain names in its own folder are opened, no links.
  * Nothing is signed that did not load.
  * Of several versions, those before one that fails are signed; the command can be repeated.
  * The daemon decides what it serves. A version that it refuses stays in the registry, and the command
@@ -15,13 +16,14 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
 import shlex
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -29,22 +31,26 @@ from agent import paths
 from agent.cli import manifestfile, render
 from agent.triton import repository
 from providers.inspect import Signature, inspect_model
-from providers.modelfile import scan
+from providers.modelfile import scan, side_files
+from providers.sidefiles import SideFile
 from skerry.errors import DeadlineExceeded, InvalidRequest, NotRunning, Unavailable
 from skerry.manifest import Manifest
 from skerry.terms import check_model_name
-from store.blobs import Sealed, seal_file
+from store.blobs import Sealed, seal_beside, seal_file
 from store.registry import Registry
+from store.sidefiles import check_total
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from agent.cli.session import Session
     from agent.triton.repository import TritonModel
-    from providers.modelfile import ModelSummary
     from skerry.client import Client
     from skerry.terms import TensorSpec
     from store.listing import Entry
+
+_Found = TypeVar("_Found")
 
 INSPECT_S = 60.0  # as long as the daemon gives a model to load
 SERVED_S = 120.0  # inspection again, on every candidate device, and the probe
@@ -138,45 +144,70 @@ def _versions(session: Session, request: Request, model: TritonModel) -> list[_C
 
 
 def _admit(session: Session, candidate: _Candidate) -> tuple[Entry, Signature]:
-    sealed = seal_file(candidate.file)
-    try:
+    with contextlib.ExitStack() as opened:
+        sealed = seal_file(candidate.file)
+        opened.callback(os.close, sealed.fd)
         _say(session, "sealed", f"{render.short_digest(sealed.digest)}…, {render.size(sealed.size_bytes)}")
-        signature = _examine(session, sealed, candidate)
-        return _sign(session, sealed, candidate), signature
-    finally:
-        os.close(sealed.fd)
+        files = _seal_side_files(session, sealed, candidate.file, opened)
+        signature = _examine(session, sealed, files, candidate)
+        return _sign(session, sealed, files, candidate), signature
 
 
-def _examine(session: Session, sealed: Sealed, candidate: _Candidate) -> Signature:
+def _seal_side_files(
+    session: Session, sealed: Sealed, model: Path, opened: contextlib.ExitStack
+) -> dict[str, Sealed]:
+    files: dict[str, Sealed] = {}
+    with session.remarks.status("reading the files beside it"):
+        for name in _read(sealed, side_files):
+            file = files[name] = seal_beside(model, name)
+            opened.callback(os.close, file.fd)
+            check_total(file.size_bytes for file in files.values())
+    for name, file in files.items():
+        _say(
+            session, "sealed", f"{name}: {render.short_digest(file.digest)}…, {render.size(file.size_bytes)}"
+        )
+    return files
+
+
+def _examine(session: Session, sealed: Sealed, files: dict[str, Sealed], candidate: _Candidate) -> Signature:
     with session.remarks.status("reading the model"):
-        summary = _scan(sealed)
+        sizes = {name: file.size_bytes for name, file in files.items()}
+        summary = _read(sealed, lambda data: scan(data, sizes))
     nodes = "1 node" if summary.nodes == 1 else f"{summary.nodes} nodes"
-    _say(session, "checked", f"{nodes}, nothing outside the file")
+    _say(session, "checked", f"{nodes}, nothing outside {_together(files)}")
     memory_bytes = candidate.manifest.limits.memory_bytes
+    beside = tuple(SideFile(name, file.fd) for name, file in files.items())
     with session.remarks.status("loading it in a child process"):
-        signature = inspect_model(sealed.fd, memory_bytes=memory_bytes, timeout_s=INSPECT_S)
+        signature = inspect_model(sealed.fd, memory_bytes=memory_bytes, timeout_s=INSPECT_S, files=beside)
     _say(session, "loaded", f"{_specs(signature.inputs)} -> {_specs(signature.outputs)}")
     if candidate.origin is not None:
         candidate.origin.check_file(*signature, summary.unranked)
     return signature
 
 
-def _scan(sealed: Sealed) -> ModelSummary:
+def _together(files: dict[str, Sealed]) -> str:
+    if not files:
+        return "the file"
+    return f"it and {next(iter(files))}" if len(files) == 1 else f"it and the {len(files)} files beside it"
+
+
+def _read(sealed: Sealed, look: Callable[[bytes | mmap.mmap], _Found]) -> _Found:
     if sealed.size_bytes == 0:  # which mmap does not take
-        return scan(b"")
+        return look(b"")
     with mmap.mmap(sealed.fd, 0, prot=mmap.PROT_READ) as mapped:
-        return scan(mapped)
+        return look(mapped)
 
 
 def _specs(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)
 
 
-def _sign(session: Session, sealed: Sealed, candidate: _Candidate) -> Entry:
+def _sign(session: Session, sealed: Sealed, files: dict[str, Sealed], candidate: _Candidate) -> Entry:
     paths.prepare(session.paths)
     registry = Registry(session.paths.registry, session.paths.keys)
     with session.remarks.status("signing"):
-        entry = registry.add(sealed.fd, candidate.name, candidate.version, candidate.manifest)
+        beside = {name: file.fd for name, file in files.items()}
+        entry = registry.add(sealed.fd, candidate.name, candidate.version, candidate.manifest, beside)
     _say(session, "signed", f"{entry.name}/{entry.version}, {entry.digest}")
     return entry
 

@@ -79,7 +79,7 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
             entry.name,
             str(entry.version),
             render.short_digest(entry.digest),
-            render.size(entry.size_bytes),
+            render.size(entry.total_bytes),
             entry.manifest.cache.policy,
             entry.manifest.licence or render.DASH,
             "yes" if entry.installed else "missing",
@@ -87,7 +87,7 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
         for entry in entries
     ]
     session.console.print(
-        render.table(["MODEL", ">VERSION", "DIGEST", ">SIZE", "CACHE", "LICENCE", "FILE"], rows)
+        render.table(["MODEL", ">VERSION", "DIGEST", ">SIZE", "CACHE", "LICENCE", "FILES"], rows)
     )
 
 
@@ -102,6 +102,10 @@ def show(context: typer.Context, name: Name, *, version: Version = None, as_json
         return
     for document in documents:
         manifest = document.pop("manifest")
+        files = document.pop("files")
+        document["files"] = {
+            file["name"]: f"{file['digest']}, {render.size(file['size_bytes'])}" for file in files
+        }
         session.console.print(
             render.facts((key, _plain(value)) for key, value in _flat({**document, **manifest}))
         )
