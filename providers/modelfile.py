@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from providers.modeltensor import SideFiles, check_sparse, check_tensor
+from providers.modeltensor import Outside, SideFiles, Stored, check_sparse, check_tensor
 from providers.protowire import Reader, show, tag_int, tag_len
 from skerry.errors import InvalidRequest, TooLarge
 from skerry.terms import GIB, check_file_names
@@ -77,6 +77,7 @@ class ModelSummary:
         outputs: names.
         unranked: inputs whose number of dimensions is left open; ONNX Runtime's Python shows them as scalars.
         producer: the exporter's name, or "".
+        outside: the main graph's initializers whose values lie in files beside it.
     """
 
     ir_version: int
@@ -87,6 +88,7 @@ class ModelSummary:
     outputs: tuple[str, ...]
     unranked: tuple[str, ...]
     producer: str
+    outside: tuple[Outside, ...] = ()
 
 
 def scan(data: Buffer, files: Mapping[str, int] | None = None) -> ModelSummary:
@@ -138,6 +140,7 @@ class _Graph:
     outputs: list[bytes] = field(default_factory=list)
     unranked: set[bytes] = field(default_factory=set)
     initializers: set[bytes] = field(default_factory=set)
+    outside: dict[bytes, Outside] = field(default_factory=dict)
 
 
 class _Scan:
@@ -174,6 +177,7 @@ class _Scan:
             outputs=tuple(show(name) for name in graph.outputs),
             unranked=tuple(show(name) for name in inputs if name in graph.unranked),
             producer="".join(show(self._reader.text(*span)) for span in found[_MODEL_PRODUCER][-1:]),
+            outside=tuple(graph.outside.values()),
         )
 
     def _parts(self) -> dict[int, list[_Span]]:
@@ -219,7 +223,7 @@ class _Scan:
             if tag == _GRAPH_NODE:
                 self._node(value, stop, scope, depth)
             elif tag == _GRAPH_INITIALIZER:
-                graph.initializers.add(self._tensor(value, stop, "initializer", depth))
+                self._initializer(value, stop, graph, depth)
             elif tag == _GRAPH_SPARSE:
                 graph.initializers.add(self._sparse(value, stop))
             elif tag == _GRAPH_INPUT:
@@ -305,10 +309,19 @@ class _Scan:
             self._reader.refuse(pos, f"one function {show(name)!r}", "a second one")
         self._functions[callee] = scope
 
-    def _tensor(self, pos: int, end: int, what: str, depth: int) -> bytes:
+    def _initializer(self, pos: int, end: int, graph: _Graph, depth: int) -> None:
+        name, _, outside = self._tensor(pos, end, "initializer", depth)
+        # One whose values come from elsewhere is given to the loader by its name.
+        if name in graph.initializers and (outside or name in graph.outside):
+            self._reader.refuse(pos, f"one initializer {show(name)!r}", "a second one")
+        graph.initializers.add(name)
+        if outside:
+            graph.outside[name] = outside
+
+    def _tensor(self, pos: int, end: int, what: str, depth: int) -> Stored:
         tensor = check_tensor(self._reader, pos, end, what, self._beside if depth == 1 else None)
         self._tensor_bytes += tensor.size_bytes
-        return tensor.name
+        return tensor
 
     def _sparse(self, pos: int, end: int) -> bytes:
         tensor = check_sparse(self._reader, pos, end)

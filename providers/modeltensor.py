@@ -73,11 +73,22 @@ _BITS = (
 _MOST_PER_BYTE = 4
 
 
+class Outside(NamedTuple):
+    """Where a tensor's values lie: in that file beside the model, from `offset` on."""
+
+    name: bytes
+    data_type: int  # TensorProto.DataType
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+
+
 class Stored(NamedTuple):
-    """A tensor that passed: its name and how many bytes of values it has in the file."""
+    """A tensor that passed: its name, how many bytes of values it has, and where, if not in the file."""
 
     name: bytes
     size_bytes: int
+    outside: Outside | None = None
 
 
 @dataclass(slots=True)
@@ -141,8 +152,10 @@ def check_tensor(reader: Reader, pos: int, end: int, what: str, beside: SideFile
         if beside is None or found.location != _OUTSIDE or found.raw >= 0 or found.stored:
             raise _refuse_outside(label, "a reference to another file (external data)")
         size_bytes = _size(label, _elements(found.dims, label), found.data_type)
-        beside.take(label, *_place(reader, found.entries, label, size_bytes), size_bytes)
-        return Stored(found.name, size_bytes)
+        file, offset = _place(reader, found.entries, label, size_bytes)
+        beside.take(label, file, offset, size_bytes)
+        outside = Outside(found.name, found.data_type, tuple(found.dims), file, offset)
+        return Stored(found.name, size_bytes, outside)
     _check_values(label, _elements(found.dims, label), found.data_type, found.raw, found.stored)
     return Stored(found.name, max(found.raw, found.stored))
 

@@ -27,6 +27,7 @@ from providers.arrays import raw_size, to_array, write_raw
 from providers.ranking import EpDevice
 from providers.sandbox import give_memory_back
 from providers.session import Session
+from providers.sidefiles import Beside
 from providers.wide import Wide
 from skerry.errors import InvalidRequest, SkerryError, Unsupported
 from skerry.terms import MIB, DeviceKind, TensorView
@@ -34,6 +35,7 @@ from skerry.terms import MIB, DeviceKind, TensorView
 if TYPE_CHECKING:
     import numpy as np
 
+    from providers.modeltensor import Outside
     from providers.session import Run
     from providers.sidefiles import Maps
 
@@ -63,7 +65,7 @@ class Model(NamedTuple):
     """Where a session finds its model: the file, and what lies beside it."""
 
     path: str
-    files: Maps
+    beside: Beside
 
 
 class Proved(NamedTuple):
@@ -86,8 +88,7 @@ def load(spec: wire.Spec, area: mmap.mmap, model_fd: int, files: Maps | None = N
     Raises:
         Exception: SkerryError or whatever ONNX Runtime raises; the model does not load.
     """
-    model = Model(f"/proc/self/fd/{model_fd}", files or {})
-    _scan(model_fd, model.files)
+    model = Model(f"/proc/self/fd/{model_fd}", Beside(files or {}, _scan(model_fd, files or {})))
     device = msgspec.convert(spec.device, EpDevice)
     is_cpu = device.route == "builtin" and device.kind is DeviceKind.CPU
     if spec.kind != "serve" or spec.keep_threads or not is_cpu:
@@ -103,8 +104,8 @@ def load(spec: wire.Spec, area: mmap.mmap, model_fd: int, files: Maps | None = N
         most, why = _max_batch(spec, session, proof)
         runners = spec.runners if is_cpu and not _is_quick(proof) else 1
         proof = msgspec.structs.replace(proof, runners=runners, max_batch=most, batch_why=why)
-    if model.files:
-        give_memory_back()  # ONNX Runtime has copied them twice
+    if files:
+        give_memory_back()
     return Proved(session, wide, proof)
 
 
@@ -116,7 +117,7 @@ def _build(
     spec: wire.Spec, device: EpDevice, area: mmap.mmap, model: Model, threads: int
 ) -> tuple[Session, wire.Proof]:
     started = time.perf_counter_ns()
-    session = Session(model.path, device, threads, files=model.files)
+    session = Session(model.path, device, threads, beside=model.beside)
     created_ms = (time.perf_counter_ns() - started) / 1e6
     facts = wire.Proof(
         threads=threads,
@@ -141,7 +142,7 @@ def _widen(
         why = f"a second session would take {taken_bytes // MIB} MiB, too much of the model's memory limit"
         return None, msgspec.structs.replace(proof, wide_why=why)
     try:
-        wide = Wide(model.path, device, spec.threads, model.files)
+        wide = Wide(model.path, device, spec.threads, model.beside)
         feeds = _typical(wide.session, spec)
         for attempt in range(QUIET_ATTEMPTS):
             if attempt:
@@ -194,8 +195,10 @@ def _waited_ns() -> int | None:
 
 
 def _resident_bytes() -> int:
+    """This process's own memory; not what it has mapped, such as files beside the model."""
     with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - pathlib would be imported for this line alone
-        return int(statm.read().split()[1]) * mmap.PAGESIZE
+        resident, shared = map(int, statm.read().split()[1:3])
+        return (resident - shared) * mmap.PAGESIZE
 
 
 def _max_batch(spec: wire.Spec, session: Session, proof: wire.Proof) -> tuple[int, str]:
@@ -214,17 +217,18 @@ def _max_batch(spec: wire.Spec, session: Session, proof: wire.Proof) -> tuple[in
     return (1, why) if why else (most, "")
 
 
-def _scan(model_fd: int, files: Maps) -> None:
+def _scan(model_fd: int, files: Maps) -> tuple[Outside, ...]:
     if not os.fstat(model_fd).st_size:
         modelfile.scan(b"")  # says so; nothing could be mapped
     with mmap.mmap(model_fd, 0, prot=mmap.PROT_READ) as content, memoryview(content) as view:
-        unranked = modelfile.scan(view, {name: len(content) for name, content in files.items()}).unranked
-    if unranked:
+        found = modelfile.scan(view, {name: len(content) for name, content in files.items()})
+    if found.unranked:
         # ONNX Runtime shows them as scalars, and every request would be held against that.
         raise Unsupported(
-            f"input {unranked[0]!r}: expected a declared number of dimensions, got none",
+            f"input {found.unranked[0]!r}: expected a declared number of dimensions, got none",
             "give the input a shape when the model is exported; its dimensions may stay open",
         )
+    return found.outside
 
 
 def _typical(session: Session, spec: wire.Spec) -> dict[str, np.ndarray]:

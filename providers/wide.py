@@ -19,13 +19,13 @@ import os
 from typing import TYPE_CHECKING
 
 from providers.session import Session
+from providers.sidefiles import NOTHING, Beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from providers.arrays import Array
     from providers.ranking import EpDevice
-    from providers.sidefiles import Maps
 
 # With the interpreter's lock held: the call takes a tenth of a microsecond, giving the lock away may take far more.
 _current_core = ctypes.PyDLL(None).sched_getcpu
@@ -41,9 +41,9 @@ class Wide:
 
     __slots__ = ("_core", "session", "threads")
 
-    def __init__(self, model_path: str, device: EpDevice, threads: int, files: Maps | None = None) -> None:
+    def __init__(self, model_path: str, device: EpDevice, threads: int, beside: Beside = NOTHING) -> None:
         before = _threads()
-        self.session = Session(model_path, device, threads, spin=True, files=files)
+        self.session = Session(model_path, device, threads, spin=True, beside=beside)
         self.threads = _threads() - before
         self._core = -1
 

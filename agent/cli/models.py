@@ -238,6 +238,8 @@ def _document(entry: Entry) -> dict[str, Any]:
     import msgspec  # noqa: PLC0415 - with the registry, not for `skerry version`
 
     document: dict[str, Any] = msgspec.to_builtins(entry)
+    if entry.files:
+        document["content_digest"] = entry.content_digest
     return document
 
 

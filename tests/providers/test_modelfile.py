@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -227,7 +228,19 @@ def beside(*, data_location=TensorProto.EXTERNAL, dims=(4,), more=None, **entrie
 def test_external_data_in_files_that_are_there_passes():
     whole, split = zoo.mlp(), zoo.split(zoo.mlp(), first=["w1"], second=["b1", "w2", "b2"])
     sizes = {name: len(content) for name, content in split[1].items()}
-    assert scan(split[0], sizes) == scan(whole)
+    found = scan(split[0], sizes)
+    assert replace(found, outside=()) == scan(whole)
+    assert [(tensor.name, tensor.shape, tensor.file) for tensor in found.outside] == [
+        (b"w1", (64, 128), "first.bin"),
+        (b"b1", (128,), "second.bin"),
+        (b"w2", (128, 10), "second.bin"),
+        (b"b2", (10,), "second.bin"),
+    ]
+    for tensor_ in found.outside:
+        values = onnx.numpy_helper.to_array(
+            next(t for t in onnx.load_from_string(whole).graph.initializer if t.name.encode() == tensor_.name)
+        ).tobytes()
+        assert split[1][tensor_.file][tensor_.offset :].startswith(values)
     assert modelfile.side_files(split[0]) == ("first.bin", "second.bin")
     assert modelfile.side_files(whole) == ()
     in_a_node = model([helper.make_node("Constant", [], ["c"], value=external())])
@@ -278,6 +291,14 @@ def test_external_data_that_is_not_wholly_there_is_refused(entries, message):
         scan(beside(**entries), {"w.bin": 32})
 
 
+def test_an_initializer_that_lies_outside_stands_alone_under_its_name():
+    outside = onnx.load_from_string(beside()).graph.initializer[0]
+    inside = tensor(dims=[4], raw_data=bytes(16))
+    for both in ([outside, inside], [inside, outside], [outside, outside]):
+        with pytest.raises(InvalidRequest, match="expected one initializer 'w', got a second one"):
+            scan(model(constants=both).SerializeToString(), {"w.bin": 32})
+
+
 def test_an_entry_that_is_said_twice_is_refused():
     proto = onnx.load_from_string(beside(offset="0"))
     proto.graph.initializer[0].external_data.add(key="location", value="other.bin")
@@ -311,6 +332,7 @@ def test_only_plain_names_beside_the_model_are_asked_for(location):
 def test_names_that_differ_in_case_only_are_not_asked_for():
     both = onnx.load_from_string(beside())
     both.graph.initializer.append(onnx.load_from_string(beside(location="W.bin")).graph.initializer[0])
+    both.graph.initializer[1].name = "v"
     with pytest.raises(InvalidRequest, match="or a different word, got 'W"):
         modelfile.side_files(both.SerializeToString())
 
@@ -320,6 +342,7 @@ def test_more_files_than_there_may_be_are_refused_with_what_to_do():
     for index in range(64):
         added = many.graph.initializer.add()
         added.CopyFrom(many.graph.initializer[0])
+        added.name = f"w{index}"
         added.external_data[0].value = f"w{index}.bin"
     with pytest.raises(TooLarge, match="side files: expected at most 64, got more") as refused:
         modelfile.side_files(many.SerializeToString())

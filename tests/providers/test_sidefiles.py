@@ -9,15 +9,17 @@ import numpy as np
 import psutil
 import pytest
 import zoo
+from onnx import TensorProto, helper
+from onnx.external_data_helper import set_external_data
 from patience import eventually
 from workshop import Workshop, memory
 
-from providers import session, sidefiles, wire
+from providers import modelfile, session, sidefiles, wire
 from providers.inspect import inspect_model
 from providers.placement import Job, place
 from providers.ranking import CPU, Candidate
 from providers.session import Session
-from providers.sidefiles import SideFile
+from providers.sidefiles import Beside, SideFile
 from skerry.errors import ExecutionFailed, InvalidRequest, Unsupported
 from skerry.terms import GIB, MIB
 
@@ -118,8 +120,10 @@ def test_a_second_session_with_all_threads_has_the_files_too(start):
     input_ = {"input": ("FP32", np.ones((1, 32, 512), np.float32))}
     whole = start(zoo.layers(12), threads=2, keep_threads=False)
     model, files = zoo.split(zoo.layers(12), w=[f"w{i}" for i in range(12)])
-    split = start(model, files=files, threads=2, keep_threads=False)
-    assert split.proof.wide_us is not None
+    # Twice what its sessions take, but not what is mapped beside them.
+    files["spare.bin"] = bytes(400 * MIB)
+    split = start(model, files=files, threads=2, keep_threads=False, memory_bytes=400 * MIB)
+    assert split.proof.wide_us is not None, split.proof.wide_why
     np.testing.assert_allclose(
         split.ask(**input_)["output"], whole.ask(**input_)["output"], rtol=1e-6, atol=1e-6
     )
@@ -208,7 +212,51 @@ def test_a_core_that_cannot_take_files_from_memory_is_said():
     with pytest.raises(
         Unsupported, match=r"expected an onnxruntime that takes files beside a model .* 1\.16\.0"
     ):
-        session._lay_beside(old, object(), {"a.bin": b"x"})
+        session._lay_beside(old, object(), Beside({"a.bin": b"x"}, ()))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "BOOL"]
+    + [f"{sign}INT{bits}" for sign in ("", "U") for bits in (4, 8, 16, 32, 64)],
+)
+def test_values_of_every_type_are_the_same_beside_the_model_and_inside(kind, start):
+    bits = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8, "FLOAT8E4M3FN": 8}.get(kind) or int(
+        kind.lstrip("BFLOATUIN")
+    )
+    ordinary = (
+        [0, 1] if kind == "BOOL" else [0x38, 0x39, 0x3A, 0x3B, 0x3C]
+    )  # numbers near 1, whatever the type
+    raw = bytes(np.random.default_rng(1).choice(ordinary, 8 * bits // 8).tolist())
+    value = TensorProto(name="w", data_type=TensorProto.DataType.Value(kind), dims=[2, 4], raw_data=raw)
+    nodes = [
+        helper.make_node("Cast", ["w"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["cast", "input"], ["output"]),
+    ]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("input", "output")]
+    graph = helper.make_graph(nodes, "g", tensors[:1], tensors[1:], [value])
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model, files = zoo.split(whole.SerializeToString(), w=["w"])
+    feeds = {"input": ("FP32", np.zeros((2, 4), np.float32))}
+    inside, beside = start(whole.SerializeToString()).ask(**feeds), start(model, files=files).ask(**feeds)
+    np.testing.assert_array_equal(beside["output"], inside["output"])
+    assert inside["output"].any()
+
+
+def test_a_constant_of_a_node_may_lie_beside_the_model(start):
+    value = helper.make_tensor(
+        "some name", TensorProto.FLOAT, [2], np.array([3, 4], np.float32).tobytes(), raw=True
+    )
+    set_external_data(value, "w.bin", 0, 8)
+    value.ClearField("raw_data")
+    nodes = [helper.make_node("Constant", [], ["c"], value=value), helper.make_node("Add", ["x", "c"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    worker = start(model.SerializeToString(), files={"w.bin": np.array([3, 4], np.float32).tobytes()})
+    got = worker.ask(x=("FP32", np.ones(2, np.float32)))["y"]
+    assert got.tolist() == [4.0, 5.0]
 
 
 def test_a_session_needs_its_files_only_while_it_is_built(tmp_path, lent):
@@ -216,7 +264,9 @@ def test_a_session_needs_its_files_only_while_it_is_built(tmp_path, lent):
     files = lent(FILES)
     try:
         with sidefiles.mapped([file.name for file in files], [file.fd for file in files]) as maps:
-            made = Session(f"/proc/self/fd/{fd}", CPU, 1, files=maps)
+            tensors = modelfile.scan(MODEL, {name: len(content) for name, content in maps.items()}).outside
+            assert len(tensors) == 4
+            made = Session(f"/proc/self/fd/{fd}", CPU, 1, beside=Beside(maps, tensors))
         assert all(content.closed for content in maps.values())
     finally:
         os.close(fd)
