@@ -240,8 +240,6 @@ def _create(model_path: str, device: EpDevice, threads: int, *, spin: bool, besi
         session = ort.InferenceSession(model_path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ORT's errors share no base class, and plugins raise others
         raise ExecutionFailed(f"{device.label} cannot load the model: {_text(error)}") from error
-    if beside.files:
-        session._sess_options = None  # noqa: SLF001 - it would keep the arrays; only a fallback needs it again
     if device.ep_name not in session.get_providers():
         got = ", ".join(session.get_providers())
         raise ExecutionFailed(
@@ -270,7 +268,10 @@ def _options(ort: _Ort, threads: int, *, spin: bool) -> _Ort:
 
 
 def _lay_beside(ort: _Ort, options: _Ort, beside: Beside) -> None:
-    """Have the session find the model's external data in memory (providers.sidefiles has the reasons)."""
+    """Have the session find the model's external data in memory (providers.sidefiles has the reasons).
+
+    Nothing here keeps that memory: it has to stay until the session is built.
+    """
     files = beside.files
     take = getattr(options, "add_external_initializers_from_files_in_memory", None)
     if take is None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import mmap
 from dataclasses import replace
 from pathlib import Path
@@ -499,6 +500,14 @@ FUZZ = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCh
 
 
 def outcome(data):
+    with contextlib.suppress(InvalidRequest):
+        for name in modelfile.side_files(data):
+            assert name.isascii()
+            assert "/" not in name
+    with contextlib.suppress(InvalidRequest):
+        for tensor in scan(data, {"x.bin": 40_000}).outside:
+            assert tensor.file == "x.bin"
+            assert 0 <= tensor.offset <= 40_000
     try:
         return scan(data)
     except InvalidRequest as error:
@@ -516,6 +525,7 @@ SEEDS = [
     zoo.endless_loop(),
     zoo.function_bomb(3),
     zoo.external_data("x"),
+    zoo.split(zoo.mlp(), x=["w1", "b2"])[0],
     zoo.deep_nesting(3),
     zoo.identity("BYTES"),
     (ONNX_TESTS / "light" / "light_squeezenet.onnx").read_bytes(),
