@@ -120,7 +120,7 @@ class Office:
 
     def open(self, *people):
         """The repository, with these people's keys given for the command."""
-        repository = Repository(self.folder, nobody, now=self.clock)
+        repository = Repository(self.folder, nobody, now=lambda: self.clock.time)
         for person in people:
             repository.keyring.give(str(person.file))
         return repository
