@@ -35,7 +35,7 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str = ""
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class Entry(msgspec.Struct, frozen=True):
     """One version of a model that signed metadata names.
 
     `installed`: a file of the right name and length is there; its bytes are checked when it is loaded. `fault`: why it

@@ -111,10 +111,9 @@ def show(context: typer.Context, name: Name, *, version: Version = None, as_json
         return
     for document in documents:
         manifest = document.pop("manifest")
-        if "provenance" in document:
+        if document["provenance"] is not None:
             document["provenance"] = origin.summary(document["provenance"])
-        if not document["fault"]:
-            del document["fault"]
+        document = {key: value for key, value in document.items() if value not in {None, ""}}
         session.console.print(
             render.facts((key, _plain(value)) for key, value in _flat({**document, **manifest}))
         )
