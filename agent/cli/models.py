@@ -113,9 +113,9 @@ def show(context: typer.Context, name: Name, *, version: Version = None, as_json
         manifest = document.pop("manifest")
         if document["provenance"] is not None:
             document["provenance"] = origin.summary(document["provenance"])
-        document = {key: value for key, value in document.items() if value not in {None, ""}}
+        said = {key: value for key, value in document.items() if value not in {None, ""}}
         session.console.print(
-            render.facts((key, _plain(value)) for key, value in _flat({**document, **manifest}))
+            render.facts((key, _plain(value)) for key, value in _flat({**said, **manifest}))
         )
         session.console.print()
 
