@@ -70,6 +70,7 @@ class Owner:
         return all(
             root.roles[role].threshold == 1
             and key.keyid in root.roles[role].keyids
+            and key.keyid in root.keys
             and root.keys[key.keyid].keyval == key.keyval
             for role in _ROLES
         )

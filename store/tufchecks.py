@@ -79,7 +79,9 @@ def fingerprint(root: Root, role: str) -> str:
     The ids of keys are left out, because the file that declares an id is the one that is to be checked.
     """
     appointed = root.roles[role]
-    keys = sorted(json.dumps(root.keys[keyid].to_dict(), sort_keys=True) for keyid in appointed.keyids)
+    # A root may appoint a key that it does not have; nobody can sign with that one.
+    present = [root.keys[keyid] for keyid in appointed.keyids if keyid in root.keys]
+    keys = sorted(json.dumps(key.to_dict(), sort_keys=True) for key in present)
     return f"sha256:{hashlib.sha256(json.dumps([appointed.threshold, keys]).encode()).hexdigest()}"
 
 

@@ -15,6 +15,7 @@ import typer
 
 from agent.cli import render
 from agent.cli.session import AsJson, Session, print_json, session_of
+from agent.clock import wall
 from skerry.errors import NotFound
 
 
@@ -66,7 +67,18 @@ def _registry_line(registry: dict[str, Any]) -> str:
     if not registry["revision"]:
         return "empty"
     owner = "signed by this node" if registry["owner"] else "follows another root"
-    return f"revision {registry['revision']}, {owner}"
+    channel = f", channel {registry['channel']}" if registry["channel"] else ""
+    return f"revision {registry['revision']}, {owner}, {_freshness(registry)}{channel}"
+
+
+def _freshness(registry: dict[str, Any]) -> str:
+    """How old the signatures are, and what that means."""
+    if registry["freshness"] == "unknown":
+        return "freshness unknown: this node's clock is not synchronised"
+    expires = render.duration(abs(registry["expires_unix"] - wall()))
+    if registry["freshness"] == "stale":
+        return f"STALE: expired {expires} ago, so nothing new is admitted"
+    return f"fresh for {expires}"
 
 
 def _files_line(registry: dict[str, Any]) -> str:

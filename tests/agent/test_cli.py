@@ -35,7 +35,14 @@ STATUS = {
     "ready": True,
     "rss_bytes": 31 << 20,
     "socket": "/h/run/skerry.sock",
-    "registry": {"revision": 7, "owner": True, "problems": ["models/x/1.onnx: signed, but not understood"]},
+    "registry": {
+        "revision": 7,
+        "owner": True,
+        "freshness": "unknown",
+        "expires_unix": 1.8e9,
+        "channel": None,
+        "problems": ["models/x/1.onnx: signed, but not understood"],
+    },
     "models": {"ready": 1, "asleep": 1, "total": 2, "memory_bytes": 3 << 20, "memory_limit_bytes": 1 << 30},
     "cache": {"entries": 3, "bytes": 2048, "hits": 3, "misses": 1, "memory_hits": 2},
     "providers": {"onnxruntime": "1.31.1", "devices": 1},
@@ -420,6 +427,24 @@ def test_status_says_what_is_wrong_with_the_files_and_when_they_were_read(skerry
         "GET /skerry/v1/status": {**STATUS, "registry": {**STATUS["registry"], **known, **registry}}
     }
     assert line in words(skerry("status").stdout)
+
+
+@pytest.mark.parametrize(
+    ("registry", "line"),
+    [
+        ({}, "revision 7, signed by this node, freshness unknown: this node's clock is not synchronised"),
+        ({"freshness": "fresh", "in_s": 90_000}, "revision 7, signed by this node, fresh for 1d 0h"),
+        (
+            {"freshness": "stale", "in_s": -7300, "owner": False, "channel": "shop"},
+            "revision 7, follows another root, STALE: expired 2h 1m ago, so nothing new is admitted, channel shop",
+        ),
+    ],
+)
+def test_status_says_how_fresh_the_signatures_are(skerry, daemon, registry, line):
+    registry = {**STATUS["registry"], **registry}
+    registry["expires_unix"] = wall() + registry.pop("in_s", 0)
+    daemon.pages = {"GET /skerry/v1/status": {**STATUS, "registry": registry}}
+    assert f"registry {line}" in words(skerry("status").stdout)
 
 
 def test_status_of_a_daemon_that_reads_no_files_has_no_such_line(skerry, daemon):

@@ -418,7 +418,7 @@ def test_a_registry_that_has_gone_is_no_reason_to_stop_serving(shared):
     try:
         registry.mkdir()
         status, answer = shared.post("/skerry/v1/registry/refresh")
-        assert (status, "timestamp.json: expected the file, found none" in answer["error"]) == (500, True)
+        assert (status, "expected the file, found none" in answer["error"]) == (500, True)
         assert shared.table()["kept", "1"]["state"] == "READY"
         assert any("found none" in text for text in shared.get("/skerry/v1/status")[1]["warnings"])
         shutil.rmtree(registry)

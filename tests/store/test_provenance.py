@@ -451,7 +451,7 @@ def test_the_record_is_signed_with_the_version_and_listed(maker, opened, registr
     assert registry.add(fd, "det", provenance=record).provenance == record
     registry.add(fd, "plain", manifest=Manifest())
     assert {entry.name: entry.provenance for entry in registry.entries()} == {"det": record, "plain": None}
-    signed = json.loads((registry.metadata / "2.targets.json").read_bytes())["signed"]["targets"]
+    signed = json.loads((registry.metadata.folder / "2.models.json").read_bytes())["signed"]["targets"]
     custom = signed["models/det/1.onnx"]["custom"]["provenance"]
     assert custom == {
         "method": "key",

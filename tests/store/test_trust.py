@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from store_world import NOON, Clock, Device, Publisher, full_disk, refusal_of, tree
+from tuf.api.metadata import Root
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 
 from skerry.errors import StorageFailed, Untrusted
@@ -396,6 +397,16 @@ def test_a_root_that_is_not_signed_by_the_one_before_is_refused(device, publishe
     publisher.rotate("root")
     publisher.publish_root(2)
     refuse(device, publisher, r"2\.root\.json: expected a signature")
+
+
+def test_a_root_that_appoints_a_key_which_it_does_not_have_breaks_nothing(device, publisher):
+    publisher.publish_root(2, also_sign=())
+    document = json.loads(publisher.files["2.root.json"])
+    document["signed"]["roles"]["snapshot"]["keyids"].append("f" * 64)
+    root = Root.from_dict(document["signed"])
+    publisher.files["2.root.json"] = publisher.sign(root, publisher.signers["root"])
+    assert device.take_in(publisher).root.version == 2
+    assert device.installed().root.version == 2
 
 
 def test_a_root_that_skips_a_version_is_refused(device, publisher):
