@@ -207,8 +207,7 @@ class Client:
             admits nothing, and may bring back a file that was lost.
         on_root: called with each further root, to be written down at once, as TUF demands: a revoked key is revoked
             even if the rest is withheld.
-        closed: whether what the source has is all that was ever admitted. Then a delegated role that it lacks is one that
-            was passed by.
+        closed: whether the source has all that was ever admitted. Then a delegated role that it lacks was passed by.
         consistent: whether roots must promise consistent snapshots, without which files keep their names from version
             to version.
 
