@@ -65,7 +65,7 @@ def test_a_flaw_in_how_files_are_written_is_found(flaw):
         assert next(faults(scene, recording, place, 1, SHORT, Counter()), None)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [*scenes.ALL, *scenes.SLOW])
 def test_thousands_of_power_cuts(name, capsys):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import syscalls
 import zoo
-from carrier import Carrier
+from carrier import ROLES, Carrier
 from typer.testing import CliRunner
 
 from agent.cli import exits
@@ -31,6 +31,7 @@ from agent.cli.app import app
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+TWO = zoo.mlp(2)  # spans many sectors
 ADD, IMPORT = ("model", "add"), ("model", "import")
 
 
@@ -45,8 +46,8 @@ class State(NamedTuple):
 class Scene:
     """One change, ready to be made again and again on copies of `before`.
 
-    `said` is in what the command prints once it is done; `follow_up` is the change after it, which succeeds on
-    the old home and on the new; `stale` is an import that must be refused on both.
+    `said` is in what the command prints once it is done, `clean` are the files then. `follow_up` is the change
+    after it, which succeeds on the old home and on the new; `stale` is an import that both must refuse.
     """
 
     name: str
@@ -57,8 +58,15 @@ class Scene:
     stale: tuple[str, ...]
     old: State
     new: State
+    clean: list[str]
     #: state before the follow-up -> (state, names of files) after it, where nothing went wrong
     expected: dict[State, tuple[State, list[str]]]
+
+    @property
+    def before_files(self) -> list[str]:
+        """The registry's files before the change, as `files` says them."""
+        names = (name for name, data in self.before.items() if data is not None)
+        return sorted(name.removeprefix("registry/") for name in names if name.startswith("registry/"))
 
     def command(self, home: Path) -> list[str]:
         return command(home, *self.change)
@@ -141,40 +149,41 @@ def _judge(scene: Scene, home: Path, *, must_be_new: bool) -> None:
     assert not odd, f"after the next change: too many or too few of {odd}"
 
 
-def an_add(place: Path) -> Scene:
+def an_add(place: Path, two: bytes = TWO) -> Scene:
     """Version 2 of a model beside version 1, on the node that signs."""
     home = place / "home"
-    one, two, other = _models(place)
-    for file, name in ((one, "det"), (other, "kws")):
+    first, second, other = _models(place, two)
+    for file, name in ((first, "det"), (other, "kws")):
         done(home, *ADD, str(file), "--name", name)
-    return _scene("add", place, (*ADD, str(two), "--name", "det"), "signed ", ("model", "remove", "kws"))
+    change = (*ADD, str(second), "--name", "det", "--version", "2")
+    return _scene("add", place, change, "signed ", ("model", "remove", "kws"))
 
 
 def a_first_add(place: Path) -> Scene:
     """The first model of all: the key and the root are made on the way."""
-    one, _, other = _models(place)
+    one, _, other = _models(place, TWO)
     (place / "home").mkdir()
     change, follow_up = ((*ADD, str(file), "--name", file.stem) for file in (one, other))
     return _scene("first add", place, change, "signed ", follow_up)
 
 
-def an_import(place: Path) -> Scene:
+def an_import(place: Path, two: bytes = TWO) -> Scene:
     """The third bundle of a publisher, on a node that follows and has the second."""
-    return _followed(place, "import")
+    return _followed("import", place, two)
 
 
-def a_rotation(place: Path) -> Scene:
+def a_rotation(place: Path, two: bytes = TWO) -> Scene:
     """The same, and the third bundle brings a root with new keys for all roles."""
-    return _followed(place, "rotation", "root", "timestamp", "snapshot", "targets")
+    return _followed("rotation", place, two, *ROLES)
 
 
-ALL: dict[str, Callable[[Path], Scene]] = {"add": an_add, "import": an_import, "rotation": a_rotation}
+ALL: dict[str, Callable[..., Scene]] = {"add": an_add, "import": an_import, "rotation": a_rotation}
 #: Their next change has a child load a model, which takes a third of a second.
-SLOW: dict[str, Callable[[Path], Scene]] = {"first add": a_first_add}
+SLOW: dict[str, Callable[..., Scene]] = {"first add": a_first_add}
 
 
-def _followed(place: Path, name: str, *rotated: str) -> Scene:
-    one, two, other = (path.read_bytes() for path in _models(place))
+def _followed(name: str, place: Path, second: bytes, *rotated: str) -> Scene:
+    one, two, other = (path.read_bytes() for path in _models(place, second))
     carrier = Carrier()
     bundles = [
         carrier.bundle(place / "1.tar", {("det", 1): one}),
@@ -194,9 +203,8 @@ def _followed(place: Path, name: str, *rotated: str) -> Scene:
     return _scene(name, place, change, "imported ", follow_up, stale)
 
 
-def _models(place: Path) -> tuple[Path, Path, Path]:
-    """Three models; the second spans many sectors and some writes."""
-    models = {"one": zoo.add(1), "two": zoo.mlp(2), "other": zoo.scale(3)}
+def _models(place: Path, second: bytes) -> tuple[Path, Path, Path]:
+    models = {"one": zoo.add(1), "two": second, "other": zoo.scale(3)}
     for name, data in models.items():
         (place / f"{name}.onnx").write_bytes(data)
     one, two, other = (place / f"{name}.onnx" for name in models)
@@ -221,10 +229,10 @@ def _scene(
         syscalls.write_tree(copy, before)
         if changed:
             done(copy, *change)
-        state = look(copy)
+        state, clean = look(copy), files(copy)
         done(copy, *follow_up)
         expected[state] = (look(copy), files(copy))
         shutil.rmtree(copy)
     assert len(expected) == 2, "the change changes nothing"
     new = next(state for state in expected if state != old)
-    return Scene(name, before, change, said, follow_up, stale, old, new, expected)
+    return Scene(name, before, change, said, follow_up, stale, old, new, clean, expected)

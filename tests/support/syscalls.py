@@ -1,6 +1,7 @@
 """Record what a command does to the disk below one folder, call by call, with the bytes.
 
-Does: run the command under strace, read what strace wrote, say it as operations on paths below the folder.
+Does: run the command under strace, read what strace wrote, say it as operations on paths below the folder; run it
+again with a fault at one of its calls.
 Leaves out: what of it would survive a power cut (powercut).
 
 Rules
@@ -17,6 +18,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -72,6 +74,7 @@ _CALL = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+|\?|0x[0-9a-f]+)(.*)", re.DOT
 _UNFINISHED = re.compile(r"(\d+) +(\w+\(.*) <unfinished \.\.\.>")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
+_ANY_NUMBER = re.compile(r"\b[0-9a-f]*[0-9][0-9a-f]*\b")
 _DESCRIPTOR = re.compile(r"(?:AT_FDCWD|-?\d+)<((?:\\x[0-9a-f]{2})+)>(\(deleted\))?")
 
 
@@ -174,38 +177,71 @@ def required() -> None:
         pytest.skip(reason)
 
 
-def strace(*options: str) -> list[str]:
-    """The beginning of a command line; children are followed, other calls than those of interest run unhindered."""
-    return ["strace", "-f", "--seccomp-bpf", "-qq", *options]
-
-
 def record(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> Recording:
     """Run `command` to its end and record what it does below `folder`."""
     folder = folder.resolve()
     before = tree(folder)
-    names = (*_READ, *_MODELLED, *_HARMLESS, *_UNMODELLED)
-    options = (
-        "-y",
-        "-xx",
-        "-s",
-        str(MAX_STRING_BYTES),
-        "-e",
-        "trace=" + ",".join(f"?{name}" for name in names),
-    )
+    names = ",".join(f"?{name}" for name in (*_READ, *_MODELLED, *_HARMLESS, *_UNMODELLED))
+    options = ("-y", "-s", str(MAX_STRING_BYTES), "-e", f"trace={names}")
+    done, lines = _traced(command, environment or {}, *options)
+    operations = _Reader(str(folder), before).read(lines)
+    return Recording(before, tuple(operations), tree(folder), done.returncode, done.stdout + done.stderr)
+
+
+def _traced(
+    command: list[str], environment: dict[str, str], *options: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run `command` under strace; how it ended, and one line for each call."""
     with tempfile.TemporaryDirectory() as place:
         log = Path(place) / "log"
         done = subprocess.run(
-            [*strace(*options), "-o", str(log), *command],
+            ["strace", "-f", "--seccomp-bpf", "-qq", "-xx", "-o", str(log), *options, *command],  # noqa: S607
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **environment},
             timeout=60,
             check=False,
         )
         with log.open(encoding="ascii") as lines:
-            operations = _Reader(str(folder), before).read(_whole(lines))
-    return Recording(before, tuple(operations), tree(folder), done.returncode, done.stdout + done.stderr)
+            return done, list(_whole(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that changes the disk: the `ordinal`-th of this name in its thread, from 1."""
+
+    name: str
+    ordinal: int
+    what: str  # the path below the folder, numbers and digests as N
+
+
+def changing_calls(command: list[str], folder: Path, environment: dict[str, str]) -> list[Call]:
+    """Run `command`, which must succeed, and return the calls by which it changes what lies below `folder`."""
+    names = ",".join(f"?{name}" for name in CHANGING)
+    done, lines = _traced(command, environment, "-y", "-s", "4096", "-e", f"trace={names}")
+    assert done.returncode == 0, done.stderr
+    reader, counts, found = _Reader(str(folder.resolve()), {}), Counter[tuple[str, str]](), []
+    for line in lines:
+        match = _CALL.match(line)
+        if match is None:
+            continue
+        thread, name, arguments = match[1], match[2], match[3]
+        counts[thread, name] += 1
+        paths = [path for path in reader.paths(arguments) if path]
+        reads = name == "openat" and not re.search("O_CREAT|O_WRONLY|O_RDWR", arguments)
+        if paths and not reads:
+            found.append(Call(name, counts[thread, name], _ANY_NUMBER.sub("N", paths[-1])))
+    return found
+
+
+def injected(
+    command: list[str], call: Call, fault: str, environment: dict[str, str]
+) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Run `command` with an accident at `call`, "error=EIO" for example; its end, and how many calls were hit."""
+    inject = f"inject={call.name}:{fault}:when={call.ordinal}"
+    done, lines = _traced(command, environment, "-e", f"trace={call.name}", "-e", inject)
+    return done, sum("(INJECTED)" in line for line in lines)
 
 
 def tree(folder: Path) -> Tree:
@@ -264,12 +300,12 @@ class _Reader:
             if call in {"chdir", "fchdir", *_HARMLESS}:
                 continue
             if call in _UNMODELLED:
-                assert not self._paths(arguments), f"no operation for {line[:300]}"
+                assert not self.paths(arguments), f"no operation for {line[:300]}"
             else:
                 getattr(self, f"_{call}", self._other)(call, arguments, result)
         return self._operations
 
-    def _paths(self, arguments: str) -> list[str]:
+    def paths(self, arguments: str) -> list[str]:
         """Paths below the folder that a call names, by descriptor or by name."""
         named = [match[1] for match in _DESCRIPTOR.finditer(arguments) if not match[2]]
         named += [match[1] for match in _STRING.finditer(arguments)]
@@ -327,7 +363,7 @@ class _Reader:
 
     def _other(self, call: str, arguments: str, _result: int) -> None:
         """open, openat2, creat: neither Python nor SQLite uses them today."""
-        assert not self._paths(arguments) or "O_RDONLY" in arguments, f"no operation for {call}"
+        assert not self.paths(arguments) or "O_RDONLY" in arguments, f"no operation for {call}"
 
     def _write(self, _call: str, arguments: str, result: int) -> None:
         data = self._data(arguments, result)
