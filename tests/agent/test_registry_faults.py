@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -47,7 +48,7 @@ def calls(scene):
     with serving(the_scene, place) as node:
         found = syscalls.changing_calls(the_scene.command(node.home), node.home, STEADY)
     assert len(found) > 15
-    return found
+    return syscalls.without_repeats(found)
 
 
 @contextmanager
@@ -119,7 +120,10 @@ def test_a_disk_that_fails_once_leaves_daemon_and_registry_as_they_were(scene, c
 @pytest.mark.timeout(7200)
 def test_every_call_of_a_change_fails_in_every_way(scene, calls, capsys):
     the_scene, place = scene
-    faults = [(call, error) for call in calls for error in ERRORS]
+    # SQLite opens its -shm each time the file is looked at: there one error for each call, in turn.
+    shared = [call for call in calls if call.what.endswith("-shm")]
+    faults = [(call, error) for call in calls if call not in shared for error in ERRORS]
+    faults += zip(shared, itertools.cycle(ERRORS), strict=False)
     hit = Counter()
     with campaign.shown(capsys, f"faults: {the_scene.name}", len(faults)) as progress:
         for call, error in faults:

@@ -1,4 +1,5 @@
-"""The command line with one promise of the disk left out: `python broken.py FLAW --home …`.
+"""Skerry with one promise of the disk broken: `python broken.py FLAW`, and then the command line's arguments, or
+`write FILE` to replace a file by what stands on stdin.
 
 A harness that finds nothing wrong with these finds nothing.
 """
@@ -8,12 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from store import durable
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from store import dbfile, durable
 
 
 class _Os:
@@ -34,7 +33,7 @@ def _no_sync_of(kind: Any) -> _Os:
     return _Os(fsync=fsync)
 
 
-def _write_in_place(path: Path, data: Any, mode: int = 0o644) -> None:
+def _write_in_place(path: Path, data: Any, mode: int = 0o644, **_options: Any) -> None:
     """As simple as it gets: truncate, write, sync."""
     with open(path, "wb") as file:  # noqa: PTH123
         file.writelines((data,) if isinstance(data, bytes) else data)
@@ -44,7 +43,7 @@ def _write_in_place(path: Path, data: Any, mode: int = 0o644) -> None:
     durable._sync_dir(path.parent)
 
 
-def _sync_after_rename(self: durable.Staged, path: Path) -> None:
+def _sync_after_rename(self: durable.Staged, path: Path, **_options: Any) -> None:
     os.fchmod(self._fd, self._mode)
     os.replace(self._temp, path)  # noqa: PTH105
     self._committed = True
@@ -62,14 +61,25 @@ def break_it(flaw: str) -> None:
             durable.write = _write_in_place
         case "sync-after-rename":
             durable.Staged.commit = _sync_after_rename
+        case "no-commit-sync":
+            dbfile.STATE = dbfile.STATE._replace(synchronous="OFF")
+        case "none":
+            pass
         case _:
             raise SystemExit(f"no such flaw: {flaw}")
 
 
-FLAWS = ("no-file-sync", "no-directory-sync", "in-place", "sync-after-rename")
+#: Of one file that is replaced.
+FILE_FLAWS = ("no-file-sync", "no-directory-sync", "in-place", "sync-after-rename")
+#: Of a registry. Files under names that nothing names yet may be written in any way, as long as they are synced.
+FLAWS = ("no-file-sync", "no-directory-sync")
 
 if __name__ == "__main__":
     break_it(sys.argv.pop(1))
-    from agent.cli import main
+    if sys.argv[1] == "write":
+        durable.write(Path(sys.argv[2]), sys.stdin.buffer.read())
+        sys.stdout.write("written\n")
+    else:
+        from agent.cli import main
 
-    main()
+        main()

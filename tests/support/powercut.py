@@ -197,7 +197,7 @@ class Image:
 
 
 def images(before: Tree, operations: Sequence[Operation], seed: int, per_cut: int) -> Iterator[Image]:
-    """For every number of operations done, `per_cut` trees; equal ones in a row only once.
+    """For every number of operations done, `per_cut` trees; equal ones only once between two things that are said.
 
     A tree can be had again by its `done`, its `kind` and the seed.
     """
@@ -210,7 +210,7 @@ def images(before: Tree, operations: Sequence[Operation], seed: int, per_cut: in
                 seen.clear()  # what was harmless before may be a broken word now
         for kind in range(per_cut):
             names, data = KINDS[kind if kind < len(KINDS) else len(KINDS) - 2 + kind % 2]
-            tree = disk.after_cut(names, data, random.Random(f"{seed} {done} {kind}"))
+            tree = _without_mapped(disk.after_cut(names, data, random.Random(f"{seed} {done} {kind}")))
             mark = hash(frozenset(tree.items()))
             if mark not in seen:
                 seen.add(mark)
@@ -299,5 +299,5 @@ def _changed(content: bytes, change: Write | Truncate | None) -> bytes:
 
 
 def _without_mapped(tree: Tree) -> Tree:
-    """SQLite writes the -shm through a mapping, and makes it anew after a cut."""
+    """SQLite writes the -shm through a mapping, and makes it anew when nobody else has the file open."""
     return {path: data for path, data in tree.items() if not path.endswith("-shm")}

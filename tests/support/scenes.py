@@ -118,13 +118,15 @@ def files(home: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def fault_of(scene: Scene, home: Path, *, must_be_new: bool = False) -> str:
+def fault_of(scene: Scene, home: Path, *, must_be_new: bool = False, go_on: bool = True) -> str:
     """What is wrong with a home on which the change of `scene` met an accident; empty if nothing is.
 
-    The home is changed further by this.
+    With `go_on` it is also offered older metadata, and changed further.
     """
     try:
         _judge(scene, home, must_be_new=must_be_new)
+        if go_on:
+            _go_on(scene, home)
     except AssertionError as error:
         return str(error) or repr(error)
     return ""
@@ -136,6 +138,10 @@ def _judge(scene: Scene, home: Path, *, must_be_new: bool) -> None:
     assert not must_be_new or found == scene.new, (
         "the command had said that it was done, and the home is the old one"
     )
+
+
+def _go_on(scene: Scene, home: Path) -> None:
+    found = look(home)
     if scene.stale:
         code, _, err = skerry(home, *scene.stale)
         assert code == exits.UNTRUSTED, (

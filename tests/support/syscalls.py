@@ -13,6 +13,7 @@ Rules
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -177,26 +178,26 @@ def required() -> None:
         pytest.skip(reason)
 
 
-def record(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> Recording:
+def record(command: list[str], folder: Path, stdin: bytes = b"") -> Recording:
     """Run `command` to its end and record what it does below `folder`."""
     folder = folder.resolve()
     before = tree(folder)
     names = ",".join(f"?{name}" for name in (*_READ, *_MODELLED, *_HARMLESS, *_UNMODELLED))
     options = ("-y", "-s", str(MAX_STRING_BYTES), "-e", f"trace={names}")
-    done, lines = _traced(command, environment or {}, *options)
+    done, lines = _traced(command, {}, *options, stdin=stdin)
     operations = _Reader(str(folder), before).read(lines)
     return Recording(before, tuple(operations), tree(folder), done.returncode, done.stdout + done.stderr)
 
 
 def _traced(
-    command: list[str], environment: dict[str, str], *options: str
+    command: list[str], environment: dict[str, str], *options: str, stdin: bytes = b""
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run `command` under strace; how it ended, and one line for each call."""
     with tempfile.TemporaryDirectory() as place:
         log = Path(place) / "log"
         done = subprocess.run(
             ["strace", "-f", "--seccomp-bpf", "-qq", "-xx", "-o", str(log), *options, *command],  # noqa: S607
-            stdin=subprocess.DEVNULL,
+            input=stdin.decode(),
             capture_output=True,
             text=True,
             env={**os.environ, **environment},
@@ -233,6 +234,12 @@ def changing_calls(command: list[str], folder: Path, environment: dict[str, str]
         if paths and not reads:
             found.append(Call(name, counts[thread, name], _ANY_NUMBER.sub("N", paths[-1])))
     return found
+
+
+def without_repeats(calls: list[Call]) -> list[Call]:
+    """Of calls in a row that do the same to the same file, the first and the last."""
+    alike = (list(group) for _, group in itertools.groupby(calls, lambda call: (call.name, call.what)))
+    return [call for group in alike for call in (group[:1] if len(group) == 1 else [group[0], group[-1]])]
 
 
 def injected(
