@@ -17,6 +17,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TWO = zoo.mlp(2)  # spans many sectors
-ADD, IMPORT = ("model", "add"), ("model", "import")
+ADD = ("model", "add")
+IMPORT = ("bundle" if find_spec("agent.cli.bundles") else "model", "import")
 
 
 class State(NamedTuple):
