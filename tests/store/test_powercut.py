@@ -13,8 +13,8 @@ import scenes
 import syscalls
 from seeds import seed_of
 
-SHORT, LONG = len(powercut.KINDS), 3000  # trees per cut
-THINNED = 4  # in the short form, one of so many images also takes the next change
+SHORT, LONG = 5, 3000  # trees per cut
+THINNED = 6  # in the short form, one of so many images also takes the next change
 
 
 @pytest.fixture(autouse=True)

@@ -91,10 +91,10 @@ def command(home: Path, *arguments: str) -> list[str]:
 
 
 def skerry(home: Path, *arguments: str) -> tuple[int, str, str]:
-    """The command line in this process: exit code, stdout, stderr."""
+    """The command line in this process: exit code, stdout, stderr. What it does not report itself is a fault."""
     result = CliRunner().invoke(app, ["--home", str(home), *arguments], prog_name="skerry")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+        raise AssertionError(f"{' '.join(arguments)}: {result.exception!r}") from result.exception
     return result.exit_code, result.stdout, result.stderr
 
 
