@@ -13,7 +13,7 @@ import scenes
 import syscalls
 from seeds import seed_of
 
-SHORT, LONG = 5, 3000  # trees per cut
+SHORT, LONG = 2, 3000  # trees per cut
 THINNED = 6  # in the short form, one of so many images also takes the next change
 
 
@@ -38,32 +38,36 @@ def recorded(name, *flaw):
         yield scene, recording, place / "image"
 
 
-def faults(scene, recording, place, per_cut, *, seed=1, thinned=1):
-    """For each image, what is wrong with it or nothing."""
+def images(recording, seed, per_cut):
+    return powercut.images(recording.before, recording.operations, seed, per_cut)
+
+
+def faults(scene, recording, place, disks, *, thinned=1):
+    """For each of the images `disks`, what is wrong with it or nothing."""
     relied_on = recording.said_at(scene.said)
-    for number, image in enumerate(powercut.images(recording.before, recording.operations, seed, per_cut)):
+    for number, image in enumerate(disks):
         syscalls.write_tree(place, image.tree)
-        after = number % thinned == 0
-        fault = scenes.fault_of(scene, place, must_be_new=image.done >= relied_on, go_on=after)
+        go_on = number % thinned == 0
+        fault = scenes.fault_of(scene, place, must_be_new=image.done >= relied_on, go_on=go_on)
         shutil.rmtree(place)
         last = recording.operations[max(image.done - 1, 0)]
-        yield (
-            fault and f"SEED={seed}: {scene.name}, cut {image.done}, kind {image.kind}, after {last}: {fault}"
-        )
+        yield fault and f"{scene.name}, cut {image.done}, kind {image.kind}, after {last}: {fault}"
 
 
 @pytest.mark.parametrize("name", scenes.ALL)
 def test_a_power_cut_anywhere_leaves_the_old_registry_or_the_new_one(name):
+    seed = seed_of(1)
     with recorded(name) as (scene, recording, place):
-        found = list(faults(scene, recording, place, SHORT, seed=seed_of(1), thinned=THINNED))
-        assert not any(found), next(filter(None, found))
-        assert len(found) > 20
+        found = list(faults(scene, recording, place, images(recording, seed, SHORT), thinned=THINNED))
+    assert not any(found), f"SEED={seed}: {next(filter(None, found))}"
+    assert len(found) > 20
 
 
 @pytest.mark.parametrize("flaw", broken.FLAWS)
 def test_a_flaw_in_how_the_registry_is_written_is_found(flaw):
     with recorded("import", flaw) as (scene, recording, place):
-        assert any(faults(scene, recording, place, SHORT, thinned=THINNED))
+        last_first = reversed(list(images(recording, 1, SHORT)))  # before the commit there is little to find
+        assert any(faults(scene, recording, place, last_first))
 
 
 @pytest.mark.parametrize("flaw", ["none", *broken.FILE_FLAWS])
@@ -76,7 +80,7 @@ def test_a_flaw_in_how_a_file_is_replaced_is_found(flaw, tmp_path):
     said = recording.said_at("written")
     broken_images = [
         image
-        for image in powercut.images(recording.before, recording.operations, 1, SHORT)
+        for image in images(recording, 1, len(powercut.KINDS))
         if image.tree.get("file") not in ([new] if image.done >= said else [old, new])
     ]
     assert bool(broken_images) is (flaw != "none")
@@ -89,9 +93,9 @@ def test_thousands_of_power_cuts(name, capsys):
     seed = seed_of(1)
     with recorded(name) as (scene, recording, place):
         disks = 0
-        for fault in faults(scene, recording, place, LONG, seed=seed):
+        for fault in faults(scene, recording, place, images(recording, seed, LONG)):
             disks += 1
-            assert not fault, fault
+            assert not fault, f"SEED={seed}: {fault}"
         cuts = len(recording.operations) + 1
     with capsys.disabled():
         sys.stdout.write(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def break_it(flaw: str) -> None:
 #: Of one file that is replaced.
 FILE_FLAWS = ("no-file-sync", "no-directory-sync", "in-place", "sync-after-rename")
 #: Of a registry. Files under names that nothing names yet may be written in any way, as long as they are synced.
-FLAWS = ("no-file-sync", "no-directory-sync", *(["no-commit-sync"] if find_spec("store.ledger") else []))
+FLAWS = ("no-file-sync", "no-directory-sync", "no-commit-sync")
 
 if __name__ == "__main__":
     break_it(sys.argv.pop(1))

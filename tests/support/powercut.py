@@ -13,7 +13,7 @@ Rules
    its directory was synced, as POSIX allows, so a rename may leave both names or none.
  * The same seed gives the same trees.
 
-The first four kinds of each cut are extremes (Kind), the others random. Source for the journal:
+Each cut first comes in KINDS, four of which are extremes, and then at random. Source for the journal:
 https://docs.kernel.org/filesystems/ext4/journal.html; for what POSIX leaves open: the ALICE paper (OSDI 2014).
 """
 
@@ -67,12 +67,13 @@ _Choice = tuple[str, str]
 #: What becomes of (names, data) that were not synced, for the first cuts of each place; then random ones.
 KINDS: tuple[_Choice, ...] = (
     ("kept", "lost"),
+    ("loose", "random"),
     ("lost", "lost"),
     ("kept", "kept"),
     ("lost", "kept"),
-    ("loose", "random"),
     ("journal", "random"),
 )
+_RANDOM = tuple(kind for kind in KINDS if kind[1] == "random")
 
 
 class Disk:
@@ -209,7 +210,7 @@ def images(before: Tree, operations: Sequence[Operation], seed: int, per_cut: in
             if isinstance(operations[done - 1], Say):
                 seen.clear()  # what was harmless before may be a broken word now
         for kind in range(per_cut):
-            names, data = KINDS[kind if kind < len(KINDS) else len(KINDS) - 2 + kind % 2]
+            names, data = KINDS[kind] if kind < len(KINDS) else _RANDOM[kind % 2]
             tree = _without_mapped(disk.after_cut(names, data, random.Random(f"{seed} {done} {kind}")))
             mark = hash(frozenset(tree.items()))
             if mark not in seen:

@@ -12,12 +12,12 @@ Rules
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,13 +28,16 @@ from typer.testing import CliRunner
 
 from agent.cli import exits
 from agent.cli.app import app
+from agent.paths import resolve
+from store.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from store.ledger import Standing
+
 TWO = zoo.mlp(2)  # spans many sectors
-ADD = ("model", "add")
-IMPORT = ("bundle" if find_spec("agent.cli.bundles") else "model", "import")
+ADD, IMPORT = ("model", "add"), ("bundle", "import")
 
 
 class State(NamedTuple):
@@ -61,6 +64,7 @@ class Scene:
     old: State
     new: State
     clean: list[str]
+    floors: tuple[Standing, Standing]  # of old and new
     #: state before the follow-up -> (state, names of files) after it, where nothing went wrong
     expected: dict[State, tuple[State, list[str]]]
 
@@ -114,6 +118,28 @@ def look(home: Path) -> State:
     return State(page["revision"], models)
 
 
+def standing(home: Path) -> Standing:
+    """What may never fall: versions of roles, releases of models, and the time."""
+    return Ledger(resolve(str(home), {}, os.geteuid()).state_db).read()
+
+
+def fallen(before: Standing, after: Standing) -> list[str]:
+    """What is lower than it was. A role's floor may begin anew under new keys, which only a new root can bring."""
+    roots = [it.floors["root"].version if "root" in it.floors else 0 for it in (before, after)]
+    fell = ["root"] if roots[1] < roots[0] else []
+    for role, floor in before.floors.items():
+        now = after.floors.get(role)
+        if now is None or (now.version < floor.version if now.keys == floor.keys else roots[1] <= roots[0]):
+            fell.append(f"{role}: {floor} became {now}")
+    releases = before.releases.items()
+    fell += [f"release of {name}" for name, low in releases if after.releases.get(name, 0) < low]
+    return (
+        fell
+        + ["time"] * (after.time_floor < before.time_floor)
+        + ["pin"] * (before.pinned not in {"", after.pinned})
+    )
+
+
 def files(home: Path) -> list[str]:
     """The names of all files of the registry."""
     folder = home / "registry"
@@ -137,6 +163,11 @@ def fault_of(scene: Scene, home: Path, *, must_be_new: bool = False, go_on: bool
 def _judge(scene: Scene, home: Path, *, must_be_new: bool) -> None:
     found = look(home)
     assert found in {scene.old, scene.new}, f"neither old nor new: {found}"
+    fell = fallen(scene.floors[0], standing(home))
+    assert not fell, f"these fell: {fell}"
+    assert found == scene.old or not fallen(scene.floors[1], standing(home)), (
+        "the new state has not its floors"
+    )
     assert not must_be_new or found == scene.new, (
         "the command had said that it was done, and the home is the old one"
     )
@@ -231,16 +262,19 @@ def _scene(
     home = place / "home"
     before = syscalls.tree(home)
     old = look(home)
-    expected = {}
+    expected, floors = {}, []
     for changed in (False, True):
         copy = place / f"clean-{changed}"
         syscalls.write_tree(copy, before)
         if changed:
             done(copy, *change)
         state, clean = look(copy), files(copy)
+        floors.append(standing(copy))
         done(copy, *follow_up)
         expected[state] = (look(copy), files(copy))
         shutil.rmtree(copy)
     assert len(expected) == 2, "the change changes nothing"
     new = next(state for state in expected if state != old)
-    return Scene(name, before, change, said, follow_up, stale, old, new, clean, expected)
+    return Scene(
+        name, before, change, said, follow_up, stale, old, new, clean, (floors[0], floors[1]), expected
+    )
