@@ -165,9 +165,11 @@ def _judge(scene: Scene, home: Path, *, must_be_new: bool) -> None:
     assert found in {scene.old, scene.new}, f"neither old nor new: {found}"
     fell = fallen(scene.floors[0], standing(home))
     assert not fell, f"these fell: {fell}"
-    assert found == scene.old or not fallen(scene.floors[1], standing(home)), (
-        "the new state has not its floors"
-    )
+    if (
+        found == scene.new and scene.old.revision
+    ):  # else the key, and all that hangs on it, was made in this run
+        fell = fallen(scene.floors[1], standing(home))
+        assert not fell, f"the new state lacks what it must remember: {fell}"
     assert not must_be_new or found == scene.new, (
         "the command had said that it was done, and the home is the old one"
     )
