@@ -23,6 +23,12 @@ from traffic import Traffic, number
 from agent.cli import exits
 
 ERRORS = ("EIO", "ENOSPC", "EROFS")
+SQLITE_REASONS = (
+    "state.db: disk I/O error",
+    "state.db: database or disk is full",
+    "state.db: attempt to write a readonly database",
+    "state.db: unable to open database file",
+)
 SHORT = 2  # faults of each change in the short form
 
 #: The same bytes for each run: what a command opens before it comes to the disk must not depend on chance.
@@ -90,7 +96,7 @@ def meet(scene, place, call, error):
         if done.returncode == exits.OK:
             assert found == scene.new
         else:
-            check_report(done, error)
+            check_report(done, call, error)
         # Again, on a disk that works.
         scenes.done(node.home, *scene.change)
         assert scenes.look(node.home) == scene.new
@@ -101,12 +107,16 @@ def meet(scene, place, call, error):
     return f"{'new' if found == scene.new else 'old'}, exit code {done.returncode}"
 
 
-def check_report(done, error):
-    """The command must say which file, and what the system said of it."""
+def check_report(done, call, error):
+    """The command must say which file, and what the system said of it; SQLite has its own words for that."""
     assert done.returncode == exits.FAILED, done.stderr
     assert "Traceback" not in done.stderr
     complaint = done.stderr[done.stderr.index("error: ") :]
-    assert os.strerror(getattr(errno, error)) in complaint, complaint
+    reasons = [os.strerror(getattr(errno, error))]
+    if call.what.startswith("state.db"):
+        reasons += SQLITE_REASONS
+    assert any(reason in complaint for reason in reasons), complaint
+    assert "hint: " in complaint or error == "EIO", complaint
 
 
 def test_a_disk_that_fails_once_leaves_daemon_and_registry_as_they_were(scene, calls):

@@ -13,7 +13,7 @@ import scenes
 import syscalls
 from seeds import seed_of
 
-SHORT, LONG = 2, 3000  # trees per cut
+SHORT, LONG = 2, 100  # trees per cut
 THINNED = 6  # in the short form, one of so many images also takes the next change
 
 
