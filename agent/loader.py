@@ -6,7 +6,8 @@ Leaves out: which versions are wanted (agent.models), what a crash means (agent.
 (providers.placement).
 
 Rules
- * What is loaded is the sealed copy of bytes whose digest was checked just before; at every load, not only the first.
+ * What is loaded are sealed copies of bytes whose digests were checked just before, those of the model and of the files
+   beside it; at every load, not only the first.
  * Every sample of the manifest has run in a worker before requests reach it, also in one that replaces another.
  * A model that loads for ever holds up no other: it gives its place in the queue back.
 """
@@ -20,7 +21,7 @@ import hashlib
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -29,6 +30,7 @@ from agent.clock import wall
 from agent.states import Event, State
 from providers import placement, ranking
 from providers.instance import Instance
+from providers.sidefiles import SideFile
 from providers.wire import MAX_RUNNERS
 from skerry.errors import ExecutionFailed, SkerryError, StorageFailed, Unavailable
 from skerry.terms import DeviceKind
@@ -59,12 +61,20 @@ LONG_LOAD_S = 2.0
 QUICK_BELOW_US = 200.0
 
 
+class Opened(NamedTuple):
+    """Sealed copies of a model's files, verified; whoever has them closes them."""
+
+    model_fd: int
+    files: tuple[SideFile, ...]
+
+
 @contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[int]:
+def _closing(opened: Opened) -> Iterator[Opened]:
     try:
-        yield descriptor
+        yield opened
     finally:
-        os.close(descriptor)
+        for descriptor in (opened.model_fd, *(file.fd for file in opened.files)):
+            os.close(descriptor)
 
 
 def is_quick(version: Version, proof: Proof) -> bool:
@@ -202,8 +212,8 @@ class Loader:
         )
         worker = None
         try:
-            with _closing(await self._sealed(version)) as model_fd:
-                job = self._job(version, instance, model_fd)
+            with _closing(await self._sealed(version)) as opened:
+                job = self._job(version, instance, opened)
                 placed = await placement.place(self._launcher, candidates, job)
             worker = placed.worker
             if worker is not None:
@@ -244,8 +254,8 @@ class Loader:
         if version.alone:
             version.group = ""
         async with self._place_in_the_queue():
-            with _closing(await self._sealed(version)) as model_fd:
-                job = self._job(version, instance, model_fd)
+            with _closing(await self._sealed(version)) as opened:
+                job = self._job(version, instance, opened)
                 worker = await placement.start_on(self._launcher, device, job)
         if job.samples and worker.proof.probe_error:
             worker.end()
@@ -260,14 +270,15 @@ class Loader:
         if instance is not None:
             instance.close()
 
-    def _job(self, version: Version, instance: Instance, model_fd: int) -> placement.Job:
+    def _job(self, version: Version, instance: Instance, opened: Opened) -> placement.Job:
         workers = self._config().workers
         manifest = version.entry.manifest
         asked = manifest.threads or workers.threads
         cores = len(os.sched_getaffinity(0))
         return placement.Job(
             label=version.label,
-            model_fd=model_fd,
+            model_fd=opened.model_fd,
+            files=opened.files,
             area_fd=instance.area.fd,
             samples=manifest.golden + manifest.warmup,
             threads=asked or min(cores, MAX_DEFAULT_THREADS),
@@ -282,15 +293,24 @@ class Loader:
             was_proved=_was_proved(self._recorded(version), self._probe_of(version)),
         )
 
-    async def _sealed(self, version: Version) -> int:
+    async def _sealed(self, version: Version) -> Opened:
         try:
             return await asyncio.to_thread(self._open, version)
         except Tampered as finding:
             self._on_tampered(finding)
             raise
 
-    def _open(self, version: Version) -> int:
-        return self._blobs.open_sealed(version.entry.digest, version.entry.size_bytes)
+    def _open(self, version: Version) -> Opened:
+        entry = version.entry
+        with contextlib.ExitStack() as undo:
+            model_fd = self._blobs.open_sealed(entry.digest, entry.size_bytes)
+            undo.callback(os.close, model_fd)
+            files = []
+            for file in entry.files:
+                files.append(SideFile(file.name, self._blobs.open_sealed(file.digest, file.size_bytes)))
+                undo.callback(os.close, files[-1].fd)
+            undo.pop_all()
+        return Opened(model_fd, tuple(files))
 
     def _probe_of(self, version: Version) -> str:
         """What a model has to go through to be proved, in short: another core, other samples, another probe."""

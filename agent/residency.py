@@ -129,7 +129,7 @@ class Residency:
         if not limit:
             return False
         await self._measure_all()
-        need = memory.estimate(version.entry.size_bytes, version.memory_bytes)
+        need = memory.estimate(version.entry.total_bytes, version.memory_bytes)
         room = self._room(version, need, limit)
         if not room.missing_bytes:
             self._dismiss(room.leave, version)

@@ -28,7 +28,7 @@ from agent.clock import wall
 from agent.verification import BACKGROUND_NICE
 from skerry.errors import NotFound, SkerryError, Unavailable
 from store import scrub
-from store.blobs import MISSING
+from store.blobs import MISSING, TAMPERED
 from store.scrub import Finding
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Scrubber:
             for entry in self._entries()
             if entry.fault and entry.fault != MISSING
             for digest, size_bytes in entry.contents
-            if os.path.lexists(self._blobs.path(digest))
+            if self._blobs.fault(digest, size_bytes) == TAMPERED and os.path.lexists(self._blobs.path(digest))
         }
         if digests and not self._closed:
             tasks.spawn(self._scrub(digests, leisurely=False), "look at changed files")
@@ -210,8 +210,13 @@ class Scrubber:
 
     def _contents(self) -> list[tuple[str, int]]:
         """Digest and length of what is there, as far as its name tells, each once."""
-        entries = [entry for entry in self._entries() if entry.fault != MISSING]
-        return list(dict.fromkeys(content for entry in entries for content in entry.contents))
+        found = [
+            content
+            for entry in self._entries()
+            for content in entry.contents
+            if entry.fault != MISSING or self._blobs.has(*content)
+        ]
+        return list(dict.fromkeys(found))
 
     async def _scrub_everything(self, *, leisurely: bool) -> Outcome:
         outcome = await self._scrub(dict(self._contents()), leisurely=leisurely, everything=True)

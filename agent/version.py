@@ -60,7 +60,7 @@ class Version:
         self.number = entry.version
         self.number_text = str(entry.version)
         self.label = f"{entry.name}/{entry.version}"
-        self.digest = entry.digest
+        self.digest = entry.content_digest
         self.cache_policy = entry.manifest.cache.scope if entry.manifest.cache.policy == "exact" else None
         self.timeout_s = entry.manifest.limits.timeout_s
         self.rate = entry.manifest.limits.rate

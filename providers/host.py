@@ -24,12 +24,13 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from providers import prove, sandbox, wire, worker
+from providers import prove, sandbox, sidefiles, wire, worker
 from providers.area import AREA_BYTES
 from skerry.terms import MIB
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Iterator, Sequence
 
 #: A model has five descriptors while it is loaded, and up to 128 connections may be lent to a quick one.
 _MAX_DESCRIPTORS = 4096
@@ -52,7 +53,7 @@ class Host:
     def serve(self, door: socket.socket) -> None:
         """Take models in until the daemon closes its end of the door."""
         while True:
-            packet, descriptors, _, _ = socket.recv_fds(door, 64, wire.DESCRIPTORS)
+            packet, descriptors, _, _ = socket.recv_fds(door, 64, wire.MAX_DESCRIPTORS)
             if not packet:
                 return
             if len(descriptors) < wire.DESCRIPTORS:
@@ -75,25 +76,42 @@ class Host:
             os._exit(1)
 
     def _be_a_member(
-        self, control_fd: int, requests_fd: int, answers_fd: int, area_fd: int, model_fd: int
+        self,
+        control_fd: int,
+        requests_fd: int,
+        answers_fd: int,
+        area_fd: int,
+        model_fd: int,
+        *file_fds: int,
     ) -> None:
         allowed: list[int] = []
 
-        def load(spec: wire.Spec, area: mmap.mmap, model_fd: int) -> prove.Proved:
+        def load(spec: wire.Spec, area: mmap.mmap, model_fd: int, file_fds: Sequence[int]) -> prove.Proved:
             allowed.append(spec.memory_bytes)
             self._allow(spec.memory_bytes)
-            with self._loading:
+            with self._loading, self._allowing(sidefiles.size_bytes(file_fds)):
                 sandbox.drop(spec.working_directory, _MAX_DESCRIPTORS)
-                return prove.load(spec, area, model_fd)
+                with sidefiles.mapped(spec.files, file_fds) as files:
+                    return prove.load(spec, area, model_fd, files)
 
         # The daemon may let go of a model in the middle of anything.
         with socket.socket(fileno=control_fd) as control, contextlib.suppress(ConnectionError, EOFError):
-            desk = worker.open_desk(control, requests_fd, answers_fd, area_fd, model_fd, load)
+            desk = worker.open_desk(
+                control, requests_fd, answers_fd, area_fd, model_fd, load, file_fds=file_fds
+            )
             if desk is not None:
                 _serve(desk)
         os.close(requests_fd)
         os.close(answers_fd)
         self._allow(-sum(allowed) - _ENTRANCE_BYTES)
+
+    @contextlib.contextmanager
+    def _allowing(self, more_bytes: int) -> Iterator[None]:
+        self._allow(more_bytes)
+        try:
+            yield
+        finally:
+            self._allow(-more_bytes)
 
     def _allow(self, more_bytes: int) -> None:
         """Change the cap."""

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,9 @@ from providers.start import Channels
 from skerry.errors import InvalidRequest
 from skerry.terms import TensorSpec  # noqa: TC001 - msgspec and readers of Signature need it
 
+if TYPE_CHECKING:
+    from providers.sidefiles import SideFile
+
 _SMALL_AREA_BYTES = 4096
 
 
@@ -32,13 +35,16 @@ class Signature(NamedTuple):
     outputs: tuple[TensorSpec, ...]
 
 
-def inspect_model(fd: int, *, memory_bytes: int, timeout_s: float) -> Signature:
+def inspect_model(
+    fd: int, *, memory_bytes: int, timeout_s: float, files: tuple[SideFile, ...] = ()
+) -> Signature:
     """Load the model behind `fd` on the CPU provider, in a child of its own.
 
     Args:
         fd: the sealed model; borrowed.
         memory_bytes: address space for loading, beyond what the child has.
         timeout_s: then the child is killed.
+        files: the sealed files beside it; borrowed.
 
     Raises:
         InvalidRequest: it does not load, takes too long or too much, or kills the child; the message says which.
@@ -55,8 +61,9 @@ def inspect_model(fd: int, *, memory_bytes: int, timeout_s: float) -> Signature:
             memory_bytes=memory_bytes,
             working_directory=empty,
             kind="inspect",
+            files=tuple(file.name for file in files),
         )
-        descriptors = (*channels.theirs, area, fd)
+        descriptors = (*channels.theirs, area, fd, *(file.fd for file in files))
         command = [sys.executable, "-P", "-m", "providers.worker", *map(str, descriptors), str(os.getpid())]
         child = subprocess.Popen(
             command, pass_fds=descriptors, env=child_environment(), stdin=subprocess.DEVNULL

@@ -20,17 +20,17 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from providers.modeltensor import check_sparse, check_tensor
+from providers.modeltensor import Outside, SideFiles, Stored, check_sparse, check_tensor
 from providers.protowire import Reader, show, tag_int, tag_len
 from skerry.errors import InvalidRequest, TooLarge
-from skerry.terms import GIB
+from skerry.terms import GIB, check_file_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from typing_extensions import Buffer
 
-MAX_FILE_BYTES = 2 * GIB - 1  # protobuf's own limit; more would need external data, which is refused
+MAX_FILE_BYTES = 2 * GIB - 1  # protobuf's own limit; what is larger has its values in files beside it
 # The loader's time grows faster than a chain of nodes and cannot be cancelled; large models have 10,000.
 MAX_NODES = 50_000
 MAX_FUNCTIONS = 10_000  # and as many of any other part of the model itself
@@ -72,11 +72,12 @@ class ModelSummary:
     Attributes:
         opsets: domain -> version; "" is ONNX's own.
         nodes: with subgraphs, and with functions as often as they are called.
-        initializer_bytes: of all stored tensors, constants included.
+        initializer_bytes: of all stored tensors, constants and those in files beside it included.
         inputs: names, without those that an initializer gives a value.
         outputs: names.
         unranked: inputs whose number of dimensions is left open; ONNX Runtime's Python shows them as scalars.
         producer: the exporter's name, or "".
+        outside: the main graph's initializers whose values lie in files beside it.
     """
 
     ir_version: int
@@ -87,24 +88,42 @@ class ModelSummary:
     outputs: tuple[str, ...]
     unranked: tuple[str, ...]
     producer: str
+    outside: tuple[Outside, ...] = ()
 
 
-def scan(data: Buffer) -> ModelSummary:
+def scan(data: Buffer, files: Mapping[str, int] | None = None) -> ModelSummary:
     """Look through a whole ONNX file.
 
     Args:
         data: the file's bytes. Borrowed: nothing refers to them afterwards, so a map may be closed.
+        files: files beside it in which its values may lie: name -> bytes.
 
     Raises:
         InvalidRequest: not ONNX, damaged, or something that Skerry does not load; says what and where.
         TooLarge: over a ceiling.
     """
+    return _walk(data, SideFiles(files) if files else None)
+
+
+def side_files(data: Buffer) -> tuple[str, ...]:
+    """The names of the files beside an ONNX file in which its values lie (external data), in order.
+
+    Raises:
+        InvalidRequest, TooLarge: as `scan`, or the names are not those of files beside it.
+    """
+    found = SideFiles(None)
+    _walk(data, found)
+    check_file_names(found.found)
+    return tuple(sorted(found.found))
+
+
+def _walk(data: Buffer, beside: SideFiles | None) -> ModelSummary:
     with memoryview(data) as view, view.cast("B") as octets:
         if len(octets) > MAX_FILE_BYTES:
             raise TooLarge(f"model file: expected at most {MAX_FILE_BYTES} bytes, got {len(octets)}")
         if not octets:
             raise InvalidRequest("model file: expected an ONNX model, got 0 bytes")
-        return _Scan(octets).model()
+        return _Scan(octets, beside).model()
 
 
 @dataclass(slots=True)
@@ -121,20 +140,25 @@ class _Graph:
     outputs: list[bytes] = field(default_factory=list)
     unranked: set[bytes] = field(default_factory=set)
     initializers: set[bytes] = field(default_factory=set)
+    outside: dict[bytes, Outside] = field(default_factory=dict)
 
 
 class _Scan:
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, beside: SideFiles | None) -> None:
         self._reader = Reader(data)
         self._end = len(data)
         self._nodes = 0
         self._tensor_bytes = 0
+        self._beside = beside
         self._functions: dict[_Callee, _Scope] = {}
 
     def model(self) -> ModelSummary:
         found = self._parts()
         main = _Scope()
         graph = self._graph(*found[_MODEL_GRAPH][0], main, 1)
+        self._beside = (
+            None  # only the main graph's tensors are given to ONNX Runtime from files beside the model
+        )
         if not graph.outputs:
             self._reader.refuse(self._end, "a graph with outputs", "none")
         for span in found[_MODEL_TRAINING]:
@@ -153,6 +177,7 @@ class _Scan:
             outputs=tuple(show(name) for name in graph.outputs),
             unranked=tuple(show(name) for name in inputs if name in graph.unranked),
             producer="".join(show(self._reader.text(*span)) for span in found[_MODEL_PRODUCER][-1:]),
+            outside=tuple(graph.outside.values()),
         )
 
     def _parts(self) -> dict[int, list[_Span]]:
@@ -198,7 +223,7 @@ class _Scan:
             if tag == _GRAPH_NODE:
                 self._node(value, stop, scope, depth)
             elif tag == _GRAPH_INITIALIZER:
-                graph.initializers.add(self._tensor(value, stop, "initializer"))
+                self._initializer(value, stop, graph, depth)
             elif tag == _GRAPH_SPARSE:
                 graph.initializers.add(self._sparse(value, stop))
             elif tag == _GRAPH_INPUT:
@@ -261,7 +286,7 @@ class _Scan:
             if tag in {_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS}:
                 self._graph(value, stop, scope, depth + 1)
             elif tag in {_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS}:
-                self._tensor(value, stop, "attribute tensor")
+                self._tensor(value, stop, "attribute tensor", depth)
             elif tag in {_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES}:
                 self._sparse(value, stop)
 
@@ -284,10 +309,19 @@ class _Scan:
             self._reader.refuse(pos, f"one function {show(name)!r}", "a second one")
         self._functions[callee] = scope
 
-    def _tensor(self, pos: int, end: int, what: str) -> bytes:
-        tensor = check_tensor(self._reader, pos, end, what)
+    def _initializer(self, pos: int, end: int, graph: _Graph, depth: int) -> None:
+        name, _, outside = self._tensor(pos, end, "initializer", depth)
+        # One whose values come from elsewhere is given to the loader by its name.
+        if name in graph.initializers and (outside or name in graph.outside):
+            self._reader.refuse(pos, f"one initializer {show(name)!r}", "a second one")
+        graph.initializers.add(name)
+        if outside:
+            graph.outside[name] = outside
+
+    def _tensor(self, pos: int, end: int, what: str, depth: int) -> Stored:
+        tensor = check_tensor(self._reader, pos, end, what, self._beside if depth == 1 else None)
         self._tensor_bytes += tensor.size_bytes
-        return tensor.name
+        return tensor
 
     def _sparse(self, pos: int, end: int) -> bytes:
         tensor = check_sparse(self._reader, pos, end)

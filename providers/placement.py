@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from providers.launcher import Launcher
     from providers.ranking import EpDevice
+    from providers.sidefiles import SideFile
     from skerry.manifest import Sample
     from skerry.terms import TensorView
 
@@ -67,6 +68,7 @@ class Job:
     runners: int = 1  # runs at the same time, at most
     max_batch: int = 1  # rows of one run; 0: as the worker thinks right
     group: str = ""  # the models that it shares a worker with; empty: none
+    files: tuple[SideFile, ...] = ()  # beside the model
     was_proved: bool = False  # the CPU provider was accepted on this node before, by the same probe
 
 
@@ -224,6 +226,7 @@ async def start_on(
         tolerance=TOLERANCE,
         runners=1 if group else job.runners,
         max_batch=job.max_batch,
+        files=tuple(file.name for file in job.files),
     )
     return await start_worker(
         launcher,
@@ -233,6 +236,7 @@ async def start_on(
         timeout_s=job.timeout_s,
         fork=job.fork and catalog.may_fork(device.ep_name, device.route),
         group=group,
+        file_fds=tuple(file.fd for file in job.files),
     )
 
 

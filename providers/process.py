@@ -14,12 +14,11 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from providers import sandbox, wire
+from providers import sandbox, sidefiles, wire
 from skerry.terms import KIB, MIB
 
 if TYPE_CHECKING:
@@ -145,8 +144,8 @@ class Group:
             OSError: it cannot be told.
         """
         socket.send_fds(self._door, [wire.JOIN], descriptors)
-        *_, model_fd = descriptors
-        member = _Member(self, self._process.pid, os.fstat(model_fd).st_size + _LEAST_WEIGHT_BYTES)
+        model = descriptors[wire.DESCRIPTORS - 1 :]  # and the files beside it
+        member = _Member(self, self._process.pid, sidefiles.size_bytes(model) + _LEAST_WEIGHT_BYTES)
         self._members.add(member)
         return member
 

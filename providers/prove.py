@@ -27,6 +27,7 @@ from providers.arrays import raw_size, to_array, write_raw
 from providers.ranking import EpDevice
 from providers.sandbox import give_memory_back
 from providers.session import Session
+from providers.sidefiles import Beside
 from providers.wide import Wide
 from skerry.errors import InvalidRequest, SkerryError, Unsupported
 from skerry.terms import MIB, DeviceKind, TensorView
@@ -34,7 +35,9 @@ from skerry.terms import MIB, DeviceKind, TensorView
 if TYPE_CHECKING:
     import numpy as np
 
+    from providers.modeltensor import Outside
     from providers.session import Run
+    from providers.sidefiles import Maps
 
 #: The probe's timing may take this long; with fast models some fifty runs fit.
 PROBE_BUDGET_S = 0.02
@@ -58,6 +61,13 @@ DEFAULT_MAX_BATCH = 64
 BATCHES_BELOW_US = 250_000.0
 
 
+class Model(NamedTuple):
+    """Where a session finds its model: the file, and what lies beside it."""
+
+    path: str
+    beside: Beside
+
+
 class Proved(NamedTuple):
     """What serves, and what is known of it."""
 
@@ -66,28 +76,36 @@ class Proved(NamedTuple):
     proof: wire.Proof
 
 
-def load(spec: wire.Spec, area: mmap.mmap, model_fd: int) -> Proved:
+def load(spec: wire.Spec, area: mmap.mmap, model_fd: int, files: Maps | None = None) -> Proved:
     """Load the model and try it out, in a process that has given up what it does not need.
+
+    Args:
+        spec: what it is to be.
+        area: shared memory for tensors.
+        model_fd: the sealed model; borrowed.
+        files: the files beside it; not needed afterwards.
 
     Raises:
         Exception: SkerryError or whatever ONNX Runtime raises; the model does not load.
     """
-    _scan(model_fd)
+    model = Model(f"/proc/self/fd/{model_fd}", Beside(files or {}, _scan(model_fd, files or {})))
     device = msgspec.convert(spec.device, EpDevice)
     is_cpu = device.route == "builtin" and device.kind is DeviceKind.CPU
     if spec.kind != "serve" or spec.keep_threads or not is_cpu:
-        session, proof = _build(spec, device, area, model_fd, spec.threads)
+        session, proof = _build(spec, device, area, model, spec.threads)
         if spec.kind == "serve" and _is_quick(proof) and spec.threads > 1 and not spec.keep_threads:
-            session, proof = _build(spec, device, area, model_fd, 1)
+            session, proof = _build(spec, device, area, model, 1)
         wide = None
     else:
         idle_bytes = _resident_bytes()
-        session, proof = _build(spec, device, area, model_fd, 1)
-        wide, proof = _widen(spec, device, model_fd, proof, _resident_bytes() - idle_bytes)
+        session, proof = _build(spec, device, area, model, 1)
+        wide, proof = _widen(spec, device, model, proof, _resident_bytes() - idle_bytes)
     if spec.kind == "serve":
         most, why = _max_batch(spec, session, proof)
         runners = spec.runners if is_cpu and not _is_quick(proof) else 1
         proof = msgspec.structs.replace(proof, runners=runners, max_batch=most, batch_why=why)
+    if files:
+        give_memory_back()
     return Proved(session, wide, proof)
 
 
@@ -96,10 +114,10 @@ def _is_quick(proof: wire.Proof) -> bool:
 
 
 def _build(
-    spec: wire.Spec, device: EpDevice, area: mmap.mmap, model_fd: int, threads: int
+    spec: wire.Spec, device: EpDevice, area: mmap.mmap, model: Model, threads: int
 ) -> tuple[Session, wire.Proof]:
     started = time.perf_counter_ns()
-    session = Session(f"/proc/self/fd/{model_fd}", device, threads)
+    session = Session(model.path, device, threads, beside=model.beside)
     created_ms = (time.perf_counter_ns() - started) / 1e6
     facts = wire.Proof(
         threads=threads,
@@ -115,7 +133,7 @@ def _build(
 
 
 def _widen(
-    spec: wire.Spec, device: EpDevice, model_fd: int, proof: wire.Proof, taken_bytes: int
+    spec: wire.Spec, device: EpDevice, model: Model, proof: wire.Proof, taken_bytes: int
 ) -> tuple[Wide | None, wire.Proof]:
     """Try a second session with all threads for runs that are alone; `taken_bytes` is what the first one took."""
     if spec.threads < 2 or proof.median_us is None or _is_quick(proof):
@@ -124,7 +142,7 @@ def _widen(
         why = f"a second session would take {taken_bytes // MIB} MiB, too much of the model's memory limit"
         return None, msgspec.structs.replace(proof, wide_why=why)
     try:
-        wide = Wide(f"/proc/self/fd/{model_fd}", device, spec.threads)
+        wide = Wide(model.path, device, spec.threads, model.beside)
         feeds = _typical(wide.session, spec)
         for attempt in range(QUIET_ATTEMPTS):
             if attempt:
@@ -177,8 +195,10 @@ def _waited_ns() -> int | None:
 
 
 def _resident_bytes() -> int:
+    """This process's own memory; not what it has mapped, such as files beside the model."""
     with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - pathlib would be imported for this line alone
-        return int(statm.read().split()[1]) * mmap.PAGESIZE
+        resident, shared = map(int, statm.read().split()[1:3])
+        return (resident - shared) * mmap.PAGESIZE
 
 
 def _max_batch(spec: wire.Spec, session: Session, proof: wire.Proof) -> tuple[int, str]:
@@ -197,17 +217,18 @@ def _max_batch(spec: wire.Spec, session: Session, proof: wire.Proof) -> tuple[in
     return (1, why) if why else (most, "")
 
 
-def _scan(model_fd: int) -> None:
+def _scan(model_fd: int, files: Maps) -> tuple[Outside, ...]:
     if not os.fstat(model_fd).st_size:
         modelfile.scan(b"")  # says so; nothing could be mapped
     with mmap.mmap(model_fd, 0, prot=mmap.PROT_READ) as content, memoryview(content) as view:
-        unranked = modelfile.scan(view).unranked
-    if unranked:
+        found = modelfile.scan(view, {name: len(content) for name, content in files.items()})
+    if found.unranked:
         # ONNX Runtime shows them as scalars, and every request would be held against that.
         raise Unsupported(
-            f"input {unranked[0]!r}: expected a declared number of dimensions, got none",
+            f"input {found.unranked[0]!r}: expected a declared number of dimensions, got none",
             "give the input a shape when the model is exported; its dimensions may stay open",
         )
+    return found.outside
 
 
 def _typical(session: Session, spec: wire.Spec) -> dict[str, np.ndarray]:

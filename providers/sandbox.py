@@ -90,6 +90,13 @@ def cap_memory(extra_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def lower_memory(less_bytes: int) -> None:
+    """Take so much back of what `cap_memory` has allowed, for good."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_AS, (soft - less_bytes, soft - less_bytes))
+
+
 def address_space_bytes() -> int:
     """What this process has mapped. Raises FileNotFoundError where there is no /proc."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

@@ -15,6 +15,7 @@ Source: https://onnxruntime.ai/docs/api/python/api_summary.html
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -25,8 +26,9 @@ import numpy as np
 
 from providers import catalog
 from providers.arrays import dtype_of, numpy_dtype, raw_size, to_array, write_raw
+from providers.sidefiles import NOTHING, Beside
 from skerry.errors import ExecutionFailed, Unsupported
-from skerry.terms import TensorSpec
+from skerry.terms import TensorSpec, element_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +63,11 @@ _TENSOR = re.compile(r"tensor\((\w+)\)")
 #: Plugins that this process has; a quick model's session is built a second time, with one thread.
 _registered: set[str] = set()
 
+# TensorProto.DataType -> numpy; what is not here (BFLOAT16, FLOAT8*, INT4, …) numpy does not have.
+_ELEMENTS = {
+    1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4",
+    13: "<u8",
+}  # fmt: skip
 _ONNX_BF16 = 16  # TensorProto.BFLOAT16
 _LOG_FATAL = 4  # whatever is worth knowing is raised as well; the log would only repeat it in colours
 _LOG_ERROR = 3
@@ -99,6 +106,8 @@ class Session:
         threads: threads of one run, at least 1.
         spin: they wait a moment for work inside a run before they sleep (SPIN_US), never between runs. Where several
             runs go on at once, each would take cores from the others.
+        beside: what lies beside the model file, for the values that it does not have itself. Read while this is built
+            and not needed afterwards.
 
     Attributes:
         inputs, outputs: as the model declares them; -1 for a dimension it leaves open.
@@ -109,13 +118,22 @@ class Session:
 
     Raises:
         ExecutionFailed: the provider cannot take the model, or is not there.
-        Unsupported: an input or output is something the protocol has no datatype for.
+        Unsupported: an input or output is something the protocol has no datatype for, or this core does not take files
+            beside a model.
     """
 
     __slots__ = ("_session", "inputs", "nodes_placed", "nodes_total", "outputs", "placement", "run")
 
-    def __init__(self, model_path: str, device: EpDevice, threads: int, *, spin: bool = False) -> None:
-        session = self._session = _create(model_path, device, threads, spin=spin)
+    def __init__(
+        self,
+        model_path: str,
+        device: EpDevice,
+        threads: int,
+        *,
+        spin: bool = False,
+        beside: Beside = NOTHING,
+    ) -> None:
+        session = self._session = _create(model_path, device, threads, spin=spin, beside=beside)
         self.inputs = tuple(_spec("input", declared) for declared in session.get_inputs())
         self.outputs = tuple(_spec("output", declared) for declared in session.get_outputs())
         placement = _placement(session)
@@ -206,7 +224,7 @@ def _unwrap(value: _Ort) -> Array:
 # --- building ----------------------------------------------------------------------------------------------
 
 
-def _create(model_path: str, device: EpDevice, threads: int, *, spin: bool) -> _Ort:
+def _create(model_path: str, device: EpDevice, threads: int, *, spin: bool, beside: Beside) -> _Ort:
     os.environ["ORT_DISABLE_TELEMETRY"] = (
         "1"  # before the first import; files and a thread would come with it
     )
@@ -214,6 +232,8 @@ def _create(model_path: str, device: EpDevice, threads: int, *, spin: bool) -> _
 
     ort.set_default_logger_severity(_LOG_ERROR)
     options = _options(ort, threads, spin=spin)
+    if beside.files:
+        _lay_beside(ort, options, beside)
     providers = _providers(ort, options, device, threads)
     try:
         # enable_fallback=0: by default a provider that fails is replaced by the CPU, with a line on stdout.
@@ -245,6 +265,30 @@ def _options(ort: _Ort, threads: int, *, spin: bool) -> _Ort:
     # The list of providers is no evidence of where nodes are; this is. Cores that lack it ignore the entry.
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def _lay_beside(ort: _Ort, options: _Ort, beside: Beside) -> None:
+    """Have the session find the model's external data in memory (providers.sidefiles has the reasons).
+
+    Nothing here keeps that memory: it has to stay until the session is built.
+    """
+    files = beside.files
+    take = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if take is None:
+        raise Unsupported(
+            f"model: expected an onnxruntime that takes files beside a model from memory, got {ort.__version__}",
+            "update the core, or save the model as one file",
+        )
+    take(list(files), list(files.values()), [len(content) for content in files.values()])
+    arrays = {}
+    for tensor in beside.tensors:
+        dtype = _ELEMENTS.get(tensor.data_type)
+        count = element_count(tensor.shape)
+        with contextlib.suppress(UnicodeDecodeError):
+            if dtype and count:
+                values = np.frombuffer(files[tensor.file], dtype, count, tensor.offset).reshape(tensor.shape)
+                arrays[tensor.name.decode()] = ort.OrtValue.ortvalue_from_numpy(values)
+    options.add_external_initializers(list(arrays), list(arrays.values()))
 
 
 def _providers(ort: _Ort, options: _Ort, device: EpDevice, threads: int) -> list[Any] | None:

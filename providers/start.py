@@ -93,6 +93,7 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
     timeout_s: float,
     fork: bool,
     group: str = "",
+    file_fds: tuple[int, ...] = (),
 ) -> Started:
     """Start a worker and wait until it has loaded the model.
 
@@ -104,6 +105,7 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
         timeout_s: for loading and probing; then the worker is killed.
         fork: from the zygote, or a fresh interpreter.
         group: whose worker is to load it beside other models; empty: one of its own.
+        file_fds: the sealed files beside the model, in the order of the spec's names; borrowed.
 
     Raises:
         ExecutionFailed: it could not load the model; the message says why, or which signal ended it.
@@ -117,7 +119,7 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
             f" got {len(packet)}",
             "shorten warmup and golden in the manifest",
         )
-    channels, process = await _launch(launcher, area_fd, model_fd, fork=fork, group=group)
+    channels, process = await _launch(launcher, (area_fd, model_fd, *file_fds), fork=fork, group=group)
     try:
         proof = await asyncio.wait_for(_first_word(channels.control, packet, process), timeout_s)
     except BaseException as error:
@@ -138,11 +140,11 @@ async def start_worker(  # noqa: PLR0913 - each is a thing of its own
 
 
 async def _launch(
-    launcher: Launcher, area_fd: int, model_fd: int, *, fork: bool, group: str
+    launcher: Launcher, content: tuple[int, ...], *, fork: bool, group: str
 ) -> tuple[Channels, Process]:
     try:
         channels = Channels()
-        descriptors = (*channels.theirs, area_fd, model_fd)
+        descriptors = (*channels.theirs, *content)
         try:
             if group:
                 return channels, await launcher.join(group, descriptors, fork=fork)

@@ -19,6 +19,7 @@ import os
 from typing import TYPE_CHECKING
 
 from providers.session import Session
+from providers.sidefiles import NOTHING, Beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,9 +41,9 @@ class Wide:
 
     __slots__ = ("_core", "session", "threads")
 
-    def __init__(self, model_path: str, device: EpDevice, threads: int) -> None:
+    def __init__(self, model_path: str, device: EpDevice, threads: int, beside: Beside = NOTHING) -> None:
         before = _threads()
-        self.session = Session(model_path, device, threads, spin=True)
+        self.session = Session(model_path, device, threads, spin=True, beside=beside)
         self.threads = _threads() - before
         self._core = -1
 

@@ -41,7 +41,7 @@ from typing import Any
 import msgspec
 
 from skerry.manifest import Sample  # noqa: TC001 - msgspec resolves the types of fields
-from skerry.terms import ITEM_SIZES, KIB, TensorSpec, TensorView
+from skerry.terms import ITEM_SIZES, KIB, MAX_SIDE_FILES, TensorSpec, TensorView
 
 READY = b"+"
 FAILED = b"-"
@@ -103,8 +103,10 @@ FORK = b"F"
 HOST = b"H"
 LOOK = b"L"
 KILL = b"K"
-#: that go with FORK and JOIN: control, requests, answers, area, model; with HOST goes the door
+#: that go with FORK and JOIN: control, requests, answers, area, model, and then the files beside the model; with HOST
+#: goes the door
 DESCRIPTORS = 5
+MAX_DESCRIPTORS = DESCRIPTORS + MAX_SIDE_FILES
 #: daemon -> a worker that models share, through its door: another model
 JOIN = b"J"
 
@@ -140,6 +142,7 @@ class Spec(msgspec.Struct, frozen=True):
     tolerance: float = 1e-3
     runners: int = 1  # runs at the same time, at most
     max_batch: int = 1  # rows of one run at most; 1: never more; 0: as the worker thinks right
+    files: tuple[str, ...] = ()  # names of the files beside the model, in the order of their descriptors
 
 
 class Proof(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -6,7 +6,7 @@ Leaves out: how the process came to be (providers.zygote forks it, or `python -m
 process, providers.host has this done for each.
 
 Rules
- * Nothing is read from disk here but the sealed copy of the model that came as a descriptor.
+ * Nothing is read from disk here: the model, and the files beside it, come as descriptors of sealed copies.
  * Runners take what comes in turn: whoever is free reads the pipe, so no thread stands between it and the work. With
    one runner, the main thread, requests run in the order in which they came; with several they begin in it.
  * Any exception of a run answers that request; the process lives on. A signal ends it; the daemon sees that.
@@ -23,14 +23,14 @@ import sys
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from providers import board, prove, sandbox, wire
+from providers import board, prove, sandbox, sidefiles, wire
 from providers.loans import Loans
 from providers.runner import Common, Prepared, Runner
 from providers.shared import Regions
 from skerry.errors import TooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 _CONTROL_STACK_BYTES = 256 * 1024
 #: Python's own need of a thread that calls into ONNX Runtime, whose kernels keep large things off the stack.
@@ -40,21 +40,26 @@ _RUNNER_STACK_BYTES = 1024 * 1024
 _starting = threading.Lock()
 
 
-def main(control_fd: int, requests_fd: int, answers_fd: int, area_fd: int, model_fd: int) -> NoReturn:
+def main(
+    control_fd: int, requests_fd: int, answers_fd: int, area_fd: int, model_fd: int, *file_fds: int
+) -> NoReturn:
     """Be the worker of one model until the daemon closes the pipe that requests come through. Never returns."""
     control = socket.socket(fileno=control_fd)
-    desk = open_desk(control, requests_fd, answers_fd, area_fd, model_fd, _load)
+    desk = open_desk(control, requests_fd, answers_fd, area_fd, model_fd, _load, file_fds=file_fds)
     if desk is not None:
         desk.serve()
     # No tear-down: the system takes everything back at once, and vendor libraries cannot crash on the way out.
     os._exit(0)
 
 
-def _load(spec: wire.Spec, area: mmap.mmap, model_fd: int) -> prove.Proved:
+def _load(spec: wire.Spec, area: mmap.mmap, model_fd: int, file_fds: Sequence[int]) -> prove.Proved:
     with sandbox.in_the_background():
         sandbox.drop(spec.working_directory)
-        sandbox.cap_memory(spec.memory_bytes)
-        return prove.load(spec, area, model_fd)
+        with sidefiles.mapped(spec.files, file_fds) as files:
+            sandbox.cap_memory(spec.memory_bytes)  # what is mapped now does not count, and goes
+            proved = prove.load(spec, area, model_fd, files)
+        sandbox.lower_memory(sidefiles.size_bytes(file_fds))
+        return proved
 
 
 def open_desk(  # noqa: PLR0913, PLR0917 - what a worker is given, in its order
@@ -63,7 +68,9 @@ def open_desk(  # noqa: PLR0913, PLR0917 - what a worker is given, in its order
     answers_fd: int,
     area_fd: int,
     model_fd: int,
-    load: Callable[[wire.Spec, mmap.mmap, int], prove.Proved],
+    load: Callable[[wire.Spec, mmap.mmap, int, Sequence[int]], prove.Proved],
+    *,
+    file_fds: Sequence[int] = (),
 ) -> Desk | None:
     """Load a model, and say how that went; None if there is nothing to serve.
 
@@ -74,6 +81,7 @@ def open_desk(  # noqa: PLR0913, PLR0917 - what a worker is given, in its order
         area_fd: the shared memory; closed here.
         model_fd: the sealed model; closed here.
         load: does it, once the process has given up what it does not need.
+        file_fds: the sealed files beside the model; closed here.
 
     Raises:
         EOFError, BrokenPipeError: the daemon has closed its ends.
@@ -85,14 +93,14 @@ def open_desk(  # noqa: PLR0913, PLR0917 - what a worker is given, in its order
         spec = wire.decode_spec(packet)
         try:
             area = mmap.mmap(area_fd, 0)
-            proved = load(spec, area, model_fd)
+            proved = load(spec, area, model_fd, file_fds)
             word = _ready(proved.proof)
         except BaseException as error:  # noqa: BLE001 - ORT raises what it likes, and all of it means "does not load"
             control.send(wire.FAILED + wire.encode(prove.failure(error, 0)))
             return None
     finally:
-        os.close(area_fd)
-        os.close(model_fd)
+        for descriptor in (area_fd, model_fd, *file_fds):
+            os.close(descriptor)
     control.send(word)
     if spec.kind != "serve":
         return None

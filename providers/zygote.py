@@ -55,7 +55,7 @@ class Zygote:
                     return
 
     def _obey(self) -> bool:
-        message, descriptors, _, _ = socket.recv_fds(self._daemon, _MAX_MESSAGE, wire.DESCRIPTORS)
+        message, descriptors, _, _ = socket.recv_fds(self._daemon, _MAX_MESSAGE, wire.MAX_DESCRIPTORS)
         if not message:
             return False
         argument = int.from_bytes(message[1:9], "little")

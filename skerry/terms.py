@@ -11,9 +11,12 @@ from __future__ import annotations
 import enum
 import math
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from skerry.errors import InvalidRequest
+from skerry.errors import InvalidRequest, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -44,6 +47,14 @@ MAX_RANK = 16
 # The name is a path segment on disk, in URLs and in signed metadata: no separators, no leading dot,
 # lower and upper case both allowed but never two names that differ only in case (store.registry).
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+#: What to do about a model whose values lie in files that cannot be taken.
+RESAVE = (
+    "save it again with one file beside it: onnx.save(model, path, save_as_external_data=True, "
+    'all_tensors_to_one_file=True, location="weights.bin")'
+)
+#: Files beside a model that hold its values (ONNX calls them external data). Exporters write one, or one per tensor.
+MAX_SIDE_FILES = 64
 
 #: Versions are positive; the ceiling keeps them inside SQLite's and JSON's exact integers.
 MAX_VERSION = 2**53 - 1
@@ -93,6 +104,32 @@ def check_model_name(name: str) -> str:
             f"model name: expected 1 to 128 of A-Z a-z 0-9 _ . - and no leading dot, got {name!r}",
         )
     return name
+
+
+def check_file_names(names: Collection[str]) -> None:
+    """Refuse names that files beside a model may not have: one path segment each, as signed metadata will say it.
+
+    Raises:
+        InvalidRequest: a name with other characters than a model's may have, or two that differ only in case.
+        TooLarge: more than MAX_SIDE_FILES.
+    """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest(
+                "side file: expected a plain name beside the model, 1 to 128 of A-Z a-z 0-9 _ . - and no leading dot,"
+                f" got {name!r}",
+                RESAVE,
+            )
+    if len(names) > MAX_SIDE_FILES:
+        raise TooLarge(f"side files: expected at most {MAX_SIDE_FILES}, got {len(names)}", RESAVE)
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise InvalidRequest(
+                f"side file: expected {other!r} or a different word, got {name!r}, which differs in case only",
+                RESAVE,
+            )
 
 
 def parse_version(text: str) -> int:

@@ -290,7 +290,31 @@ def seal_file(path: Path) -> Sealed:
         TooLarge: more than MAX_BLOB_BYTES.
         StorageFailed: not a regular file, unreadable, or no memory for the copy.
     """
-    fd = _open_any(path)
+    return _seal_opened(_open_any(path))
+
+
+def seal_beside(model: Path, name: str) -> Sealed:
+    """A sealed copy of the file of this name in the folder of `model`, which says that it is there; no symlink.
+
+    Raises as `seal_file`, and InvalidRequest for a symlink. Another path than a plain name must not come here.
+    """
+    path = model.parent.resolve() / name
+    if path.is_symlink():  # told well; that none is followed, opening sees to
+        raise InvalidRequest(
+            f"{path}: expected a file, got a symbolic link",
+            "a model may be a stranger's and must not say what is read; copy the file there",
+        )
+    try:
+        fd = durable.open_regular(path)
+    except FileNotFoundError:
+        raise NotFound(
+            f"{path}: no such file, and {model.name} says that values of it are in there (external data)",
+            "copy it there, under this name, from where the model was exported",
+        ) from None
+    return _seal_opened(fd)
+
+
+def _seal_opened(fd: int) -> Sealed:
     try:
         copy, found = _seal(fd, MAX_BLOB_BYTES)
     finally:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from skerry.errors import NotFound, SkerryError, StorageFailed, Unavailable, Untrusted
-from store import durable, tarball, targets, trust
+from store import durable, sidefiles, tarball, targets, trust
 from store.audit import Event
-from store.blobs import Content
+from store.blobs import MISSING, Content
 from store.carriers import METADATA, blob_name, open_carrier
 from store.registry import signed_models
 from store.timekeeping import NEVER
@@ -49,7 +49,7 @@ class Contents(NamedTuple):
 
     Attributes:
         revision: of its metadata.
-        entries: the models that it names; `installed` says whether their bytes are in the bundle.
+        entries: the models that it names; `installed` says whether all their bytes are in the bundle.
         problems: sentences about what is not understood.
         verdict: why this node would refuse the metadata; empty: it would not.
     """
@@ -75,7 +75,7 @@ def export(
         progress: told how far the blobs are.
 
     Raises:
-        NotFound: there is no such model, or its blob is not on this node.
+        NotFound: there is no such model, or a blob of it is not on this node.
         Untrusted: a blob is not what was signed.
         StorageFailed: `out` cannot be written; what was there before still is.
     """
@@ -89,7 +89,7 @@ def export(
         raise NotFound(
             "bundle: expected a model to export, got an empty registry", "add one: skerry model add"
         )
-    blobs = {Content(entry.digest, entry.size_bytes) for entry in chosen}
+    blobs = {Content(*content) for entry in chosen for content in entry.contents}
     meter = _Meter(sum(blob.size_bytes for blob in blobs), progress)
 
     def archive() -> Iterator[bytes]:
@@ -125,18 +125,18 @@ def inspect(registry: Registry, path: Path) -> Contents:
         trusted = _verify(carrier.roots(), source)
         reading = targets.read_all(trusted, registry.blobs)
         signed = signed_models(trusted)
-        entries = tuple(
-            msgspec.structs.replace(
-                entry, installed=carrier.size_bytes(signed[_path(entry)]) == entry.size_bytes
-            )
-            for entry in reading.entries
-        )
+        entries = tuple(_as_carried(entry, carrier, signed) for entry in reading.entries)
         verdict = ""
         try:
             registry.metadata.rehearse(source)
         except SkerryError as error:
             verdict = str(error)
         return Contents(trusted.revision, entries, reading.problems, verdict)
+
+
+def _as_carried(entry: Entry, carrier: Carrier, signed: Mapping[str, TargetFile]) -> Entry:
+    whole = all(carrier.size_bytes(signed[path]) == signed[path].length for path in _paths(entry))
+    return msgspec.structs.replace(entry, installed=whole, fault="" if whole else MISSING)
 
 
 def import_bundle(
@@ -203,13 +203,16 @@ def _admit_again(
     present = registry.read(installed).entries
     again: dict[str, TargetFile] = {}
     for target_path, target in carried.items():
-        entry = targets.read(target_path, target, "", registry.blobs)
+        if sidefiles.is_path(target_path):
+            continue
+        entry = targets.read(target_path, target, "", carried, registry.blobs)
         targets.refuse_other_case(present, entry.name)
         if target_path in signed:
             targets.require_same(signed[target_path], target)
         else:
             release = registry.next_release(entry.name, present)
             again[target_path] = targets.with_release(target, max(release, entry.release))
+            again |= {path: carried[path] for path in sidefiles.paths_of(entry)}
     _ingest(registry, carrier, carried.values(), progress)
     if again:
         highest = max(
@@ -231,18 +234,23 @@ def _verify(roots: Mapping[str, bytes], source: trust.Source) -> trust.Trusted:
 
 
 def _carried(registry: Registry, carrier: Carrier, offered: trust.Trusted) -> dict[str, TargetFile]:
-    """The signed models whose bytes are there, and that are not revoked: target path -> target.
+    """The signed models whose bytes are all there, and that are not revoked, with the files beside them.
+
+    Versions may share a file; what is there of another one must not become half a model here.
+
+    Returns:
+        Target path -> target.
 
     Raises:
         Untrusted: a blob is there that no target names.
     """
     signed = signed_models(offered)
     carrier.check_named(signed.values())
-    understood = {_path(entry) for entry in registry.read(offered).entries}
     return {
-        path: target
-        for path, target in signed.items()
-        if path in understood and carrier.size_bytes(target) is not None
+        path: signed[path]
+        for entry in registry.read(offered).entries
+        if all(carrier.size_bytes(signed[path]) is not None for path in _paths(entry))
+        for path in _paths(entry)
     }
 
 
@@ -283,12 +291,18 @@ def _is_sound(registry: Registry, blob: Content) -> bool:
 
 
 def _labels(carried: Iterable[str]) -> list[str]:
-    """What people call these targets: det/3 for models/det/3.onnx."""
-    return sorted(path.removeprefix("models/").removesuffix(".onnx") for path in carried)
+    """What people call these models: det/3 for models/det/3.onnx."""
+    models = (path for path in carried if not sidefiles.is_path(path))
+    return sorted(path.removeprefix("models/").removesuffix(".onnx") for path in models)
 
 
 def _path(entry: Entry) -> str:
     return targets.path_of(entry.name, entry.version)
+
+
+def _paths(entry: Entry) -> list[str]:
+    """Of the model's target and those of the files beside it."""
+    return [_path(entry), *sidefiles.paths_of(entry)]
 
 
 def _source(carrier: Carrier) -> trust.Source:

@@ -51,7 +51,7 @@ def prefix(
     """Everything but the tensors' bytes; a caller may keep it for requests that differ only in those.
 
     Args:
-        model_digest: "sha256:…" of the model's content.
+        model_digest: "sha256:…" of the model's content, of all its files.
         inputs: in any order; offsets are ignored.
         outputs: names in the order asked for; empty means all.
         parameters: those that can change the answer.

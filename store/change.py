@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]  # public there, without __all__
 
 from skerry.errors import NotFound, Untrusted
-from store import published, roles, targets
+from store import published, roles, sidefiles, targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,10 +63,11 @@ class Change:
     def entries(self, blobs: BlobStore) -> list[tuple[str, Entry, int]]:
         """Role, entry and release of every model."""
         return [
-            (role, targets.read(path, found, role, blobs), release_of(found))
+            (role, targets.read(path, found, role, document.targets, blobs), release_of(found))
             for role, document in self.documents.items()
             if role != roles.CHANNELS
             for path, found in document.targets.items()
+            if not sidefiles.is_path(path)
         ]
 
     def keys(self) -> list[Key]:

@@ -6,6 +6,7 @@ Leaves out: how it came about (store.registry, store.verify). Imports no tuf: th
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 import msgspec
@@ -35,12 +36,21 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str = ""
 
 
+class SideFile(msgspec.Struct, frozen=True):
+    """A file beside a model that holds values of it (ONNX: external data), named by the same signed metadata."""
+
+    name: str
+    digest: str
+    size_bytes: int
+
+
 class Entry(msgspec.Struct, frozen=True):
     """One version of a model that signed metadata names.
 
-    `installed`: a file of the right name and length is there; its bytes are checked when it is loaded. `fault`: why it
-    is not installed, as store.blobs has it: MISSING or TAMPERED; empty if it is. `release` counts what was signed under
-    this name. `role` is who signed it.
+    `digest` and `size_bytes` are those of the model file, `files` what lies beside it, by name. `installed`: blobs of
+    the right names and lengths are there; their bytes are checked when they are loaded. `fault`: why it is not
+    installed, as store.blobs has it: MISSING or TAMPERED; empty if it is. `release` counts what was signed under this
+    name. `role` is who signed it.
     """
 
     name: str
@@ -49,6 +59,7 @@ class Entry(msgspec.Struct, frozen=True):
     size_bytes: int
     manifest: Manifest
     installed: bool
+    files: tuple[SideFile, ...] = ()
     fault: str = ""
     release: int = 1
     role: str = ""
@@ -56,8 +67,22 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def contents(self) -> tuple[tuple[str, int], ...]:
-        """Digest and length of every blob of it."""
-        return ((self.digest, self.size_bytes),)
+        """Digest and length of every blob of it, each once; the model's own comes first."""
+        files = ((file.digest, file.size_bytes) for file in self.files)
+        return tuple(dict.fromkeys([(self.digest, self.size_bytes), *files]))
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files."""
+        return self.size_bytes + sum(file.size_bytes for file in self.files)
+
+    @property
+    def content_digest(self) -> str:
+        """What stands for all bytes of the version: two models may differ in a file beside them alone."""
+        if not self.files:
+            return self.digest
+        named = [[file.name, file.digest] for file in self.files]
+        return f"sha256:{hashlib.sha256(msgspec.json.encode([self.digest, named])).hexdigest()}"
 
     def is_as(self, other: Entry) -> bool:
         """Whether both say the same of what was signed, whatever lies on the disk."""

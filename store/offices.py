@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from skerry.errors import InvalidRequest, NotFound
-from store import published, roles, teams
+from store import published, roles, sidefiles, teams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def delegate(  # noqa: PLR0913 - one parameter per thing that may change
 
 
 def undelegate(repository: Repository, team: str, *, with_models: bool = False) -> tuple[list[str], Outcome]:
-    """Take a role away; returns the target paths that went with it.
+    """Take a role away; returns the target paths of the models or channels that went with it.
 
     Raises:
         NotFound: there is no such role.
@@ -77,7 +77,8 @@ def undelegate(repository: Repository, team: str, *, with_models: bool = False) 
         delegations = change.delegations
         if role not in {item.role for item in delegations}:
             raise NotFound(f"role {role}: not in this repository")
-        gone = sorted(change.documents[role].targets) if role in change.documents else []
+        signed = change.documents[role].targets if role in change.documents else {}
+        gone = sorted(path for path in signed if not sidefiles.is_path(path))
         if gone and not with_models:
             raise InvalidRequest(
                 f"{role}: expected a role without models, got one with {len(gone)}",

@@ -107,16 +107,21 @@ class Verified:
         Raises:
             Untrusted: the bundle lists no such file, or other bytes.
         """
+        pieces = self.check(fd, path)
+        whole = f"{self.statement.algorithm}:{pieces[0].digest}" if pieces[0].stop is None else ""
+        return msgspec.structs.replace(self.record, model=whole)
+
+    def check(self, fd: int, path: PurePosixPath) -> tuple[oms.Piece, ...]:
+        """Refuse a file whose bytes are not those that were signed as `path`; as `model`, without a record."""
         pieces = self.statement.files.get(str(path))
         if pieces is None:
             known = ", ".join(repr(name[:80]) for name in list(self.statement.files)[:10])
             raise Untrusted(
                 f"{self.source}: expected a signed file {str(path)!r}, got {known}",
-                "the model's file has to have the name under which it was signed",
+                "each of the model's files has to have the name under which it was signed",
             )
         self._check(fd, str(path), pieces)
-        whole = f"{self.statement.algorithm}:{pieces[0].digest}" if pieces[0].stop is None else ""
-        return msgspec.structs.replace(self.record, model=whole)
+        return pieces
 
     def directory(self, root: Path, bundle: Path | None = None) -> None:
         """Check that the files below `root` are those that were signed: all of them, and no others.

@@ -4,8 +4,8 @@ Does: bring a folder up to what a repository has published.
 Leaves out: what that is (store.repository), serving it.
 
 Rules
- * `metadata/` has the published names, `targets/` names with hashes (`models/det/<sha256>.3.onnx`), as
-   consistent snapshots have them.
+ * `metadata/` has the published names, `targets/` names with hashes (`models/det/<sha256>.3.onnx`, beside it
+   `models/det/3/<sha256>.weights.bin`), as consistent snapshots have them.
  * Files that no client can know yet come first, then roots, then timestamp.json: whoever reads meanwhile sees the
    old state or the new. Between a root that takes the online key away and its timestamp clients take neither, and
    keep what they have.

@@ -24,8 +24,8 @@ import msgspec
 
 from skerry.errors import Denied, SkerryError, TooLarge
 from skerry.manifest import Manifest
-from skerry.terms import MIB
-from store import channels, delegations, durable, signing, targets, trust, tufchecks
+from skerry.terms import MIB, check_file_names
+from store import channels, delegations, durable, sidefiles, signing, targets, trust, tufchecks
 from store.admission import Metadata
 from store.audit import Event
 from store.blobs import BlobStore, Content, read_chunks
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from store.places import Places
     from store.timekeeping import Reading
 
-MAX_ENTRIES = 10_000  # 40,000 bare ones would fit into the targets file; with manifests this many do
+MAX_FILES = 10_000  # 40,000 bare ones would fit into the targets file; with manifests this many do
 READ_ATTEMPTS = 5
 MAX_INCOMING_BYTES = MIB  # 10,000 digests
 INCOMING_KEPT_S = 7 * 24 * 3600.0
@@ -114,13 +114,14 @@ class Registry:
         return targets.matching(self.entries(), name, version)[-1]
 
     def check(self, entry: Entry) -> None:
-        """Read the entry's blob and compare it with its signed digest.
+        """Read the entry's blobs and compare them with their signed digests.
 
         Raises:
             Untrusted: the bytes are others; the message has both digests.
-            NotFound: the blob is not on this node.
+            NotFound: a blob is not on this node.
         """
-        self.blobs.check(entry.digest, entry.size_bytes)
+        for content in entry.contents:
+            self.blobs.check(*content)
 
     def owner(self) -> signing.Owner | None:
         """Who signs here, if this node holds the key of its root (or the key of the root it will make)."""
@@ -144,13 +145,14 @@ class Registry:
 
     # -- changing --------------------------------------------------------------------------------------
 
-    def add(
+    def add(  # noqa: PLR0913 - what is signed, and by whom it was made
         self,
         model: int | Path,
         name: str,
         version: int | None = None,
         manifest: Manifest | None = None,
         *,
+        files: Mapping[str, int | Path] | None = None,
         provenance: Provenance | None = None,
     ) -> Entry:
         """Store a model, sign it, and make it part of the registry. Makes the key at the first call.
@@ -161,6 +163,7 @@ class Registry:
             name: see skerry.terms.check_model_name.
             version: positive; by default the manifest's, or else one more than the newest.
             manifest: what is signed with it; its name and version may be empty.
+            files: what lies beside the model, by the names that it uses; each as `model`.
             provenance: who made it, as store.provenance verified it.
 
         Returns:
@@ -168,10 +171,12 @@ class Registry:
 
         Raises:
             InvalidRequest: a bad name, or a version that exists with other bytes or another manifest.
+            TooLarge: too many files, or too large ones.
             Denied: this node follows a root whose key it does not hold.
             StorageFailed: the disk refused; the registry is as it was.
         """
         wanted = targets.complete(manifest or Manifest(), name, version)
+        check_file_names(files or ())
         with self.changing():
             owner = self._become_owner()
             installed = self.trusted()
@@ -181,13 +186,15 @@ class Registry:
             number = wanted.version or 1 + max((e.version for e in entries if e.name == name), default=0)
             wanted = msgspec.structs.replace(wanted, version=number)
             release = self.next_release(name, entries)
-            target = targets.make(self._ingest(model), wanted, release, provenance)
+            beside = {file: self._ingest(content) for file, content in (files or {}).items()}
+            target = targets.make(self._ingest(model), wanted, release, provenance, beside)
             if target.path in signed:
                 targets.require_same(signed[target.path], target)
-                return targets.read(target.path, signed[target.path], signing.MODELS, self.blobs)
-            entry = targets.read(target.path, target, signing.MODELS, self.blobs)
-            events = [Event("added", f"{name}/{number}", {"digest": entry.digest})]
-            self.publish(owner, signed | {target.path: target}, installed, events)
+                return targets.read(target.path, signed[target.path], signing.MODELS, signed, self.blobs)
+            offered = {target.path: target, **sidefiles.make(name, number, beside)}
+            entry = targets.read(target.path, target, signing.MODELS, offered, self.blobs)
+            events = [Event("added", f"{name}/{number}", {"digest": entry.content_digest})]
+            self.publish(owner, signed | offered, installed, events)
             return entry
 
     def remove(self, name: str, version: int | None = None) -> list[Entry]:
@@ -204,8 +211,9 @@ class Registry:
             gone = targets.matching(self.read(installed).entries, name, version)
             owner = self._become_owner()
             for entry in gone:
-                del signed[targets.path_of(entry.name, entry.version)]
-            events = [Event("removed", f"{e.name}/{e.version}", {"digest": e.digest}) for e in gone]
+                for path in (targets.path_of(entry.name, entry.version), *sidefiles.paths_of(entry)):
+                    del signed[path]
+            events = [Event("removed", f"{e.name}/{e.version}", {"digest": e.content_digest}) for e in gone]
             self.publish(owner, signed, installed, events)
             return gone
 
@@ -293,8 +301,8 @@ class Registry:
         after: int = 0,
     ) -> None:
         """Sign these models as the next revision, one beyond `after` at least, and put it in force."""
-        if len(models) > MAX_ENTRIES:
-            raise TooLarge(f"registry: expected at most {MAX_ENTRIES} versions, got {len(models)}")
+        if len(models) > MAX_FILES:
+            raise TooLarge(f"registry: expected at most {MAX_FILES} files of models, got {len(models)}")
         version, issued = after, self.clock().wall
         channels: Mapping[str, TargetFile] = {}
         if installed:
@@ -387,5 +395,5 @@ def signed_targets(trusted: trust.Trusted | None) -> dict[str, TargetFile]:
 
 
 def signed_models(trusted: trust.Trusted | None) -> dict[str, TargetFile]:
-    """Those of them that are models."""
+    """Those of them that are models, and the files beside them."""
     return {path: target for path, target in signed_targets(trusted).items() if path.startswith("models/")}

@@ -50,8 +50,8 @@ ROOT_LIFETIME = timedelta(days=3652)
 ROLE_LIFETIME = timedelta(days=365)
 
 #: The delegated roles of a device that signs for itself, and the paths that they sign.
-MODELS, MODEL_PATHS = "models", "models/*/*"
-CHANNELS, CHANNEL_PATHS = "channels", "channels/*"
+MODELS, MODEL_PATHS = "models", ["models/*/*", "models/*/*/*"]  # the latter: files beside a model
+CHANNELS, CHANNEL_PATHS = "channels", ["channels/*"]
 
 _Role = TypeVar("_Role", Root, Timestamp, Snapshot, Targets)
 _ROLES = (Root.type, Timestamp.type, Snapshot.type, Targets.type)
@@ -114,8 +114,8 @@ class Owner:
     def _delegations(self) -> Delegations:
         key = self.signer.public_key
         roles = {
-            name: DelegatedRole(name, [key.keyid], 1, terminating=True, paths=[pattern])
-            for name, pattern in ((MODELS, MODEL_PATHS), (CHANNELS, CHANNEL_PATHS))
+            name: DelegatedRole(name, [key.keyid], 1, terminating=True, paths=paths)
+            for name, paths in ((MODELS, MODEL_PATHS), (CHANNELS, CHANNEL_PATHS))
         }
         return Delegations({key.keyid: key}, roles)
 

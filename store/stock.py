@@ -17,12 +17,13 @@ import msgspec
 
 from skerry.errors import InvalidRequest, NotFound, TooLarge, Untrusted
 from skerry.manifest import Manifest
-from store import channels, published, roles, targets, teams
+from skerry.terms import check_file_names
+from store import channels, published, roles, sidefiles, targets, teams
 from store.blobs import read_chunks
 from store.change import release_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from tuf.api.metadata import Targets  # type: ignore[attr-defined]  # public there, without __all__
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from store.change import Change
     from store.listing import Entry, Provenance
     from store.repository import Outcome, Repository
+    from store.roles import Delegation
 
-MAX_ENTRIES = 10_000
+MAX_FILES = 10_000  # of models; as many as a device's own registry
 
 _CHANNEL = re.compile(r"channels/([^/]+)\.json")
 
@@ -44,6 +46,7 @@ def add(  # noqa: PLR0913 - what is signed, and by whom it was made
     version: int | None = None,
     manifest: Manifest | None = None,
     *,
+    files: Mapping[str, int | Path] | None = None,
     provenance: Provenance | None = None,
 ) -> tuple[Entry, str, Outcome]:
     """Store a model and sign it; returns its entry and the role that signs for it.
@@ -54,31 +57,38 @@ def add(  # noqa: PLR0913 - what is signed, and by whom it was made
         name: decides which role signs.
         version: by default the manifest's, or else one more than the newest.
         manifest: what is signed with it.
+        files: what lies beside the model, by the names that it uses; each as `model`.
         provenance: who made it, if that was verified.
 
     Raises:
         NotFound: no role may sign for this name.
         InvalidRequest: a bad name, or a version that exists with other bytes or another manifest.
+        TooLarge: too many files, or too large ones.
     """
     wanted = targets.complete(manifest or Manifest(), name, version)
+    check_file_names(files or ())
     with repository.changing() as change:
         role = teams.owner_of(change.delegations, targets.path_of(name, 1)).role
         entries = [entry for _, entry, _ in change.entries(repository.blobs)]
         targets.refuse_other_case(entries, name)
-        if len(entries) >= MAX_ENTRIES:
-            raise TooLarge(f"repository: expected at most {MAX_ENTRIES} versions, got more")
+        if sum(1 + len(entry.files) for entry in entries) + len(files or ()) >= MAX_FILES:
+            raise TooLarge(f"repository: expected at most {MAX_FILES} files of models, got more")
         _refuse_strangers(change.documents, role, name)
         number = wanted.version or 1 + max((e.version for e in entries if e.name == name), default=0)
         wanted = msgspec.structs.replace(wanted, version=number)
         path = targets.path_of(name, number)
         signed = change.documents[role].targets.get(path)
         release = release_of(signed) if signed else next_release(change.documents[role], name)
-        made = targets.make(_ingest(repository, model), wanted, release, provenance)
+        beside = {file: _ingest(repository, content) for file, content in (files or {}).items()}
+        made = targets.make(_ingest(repository, model), wanted, release, provenance, beside)
+        offered = {made.path: made, **sidefiles.make(name, number, beside)}
+        entry = targets.read(made.path, made, role, offered, repository.blobs)
+        _refuse_foreign(change.delegations, role, offered)
         if signed:
             targets.require_same(signed, made)
         else:
-            change.edit(role).targets[made.path] = made
-        return targets.read(made.path, made, role, repository.blobs), role, repository.settle(change)
+            change.edit(role).targets.update(offered)
+        return entry, role, repository.settle(change)
 
 
 def remove(
@@ -109,7 +119,8 @@ def remove(
         edited = change.edit(role)
         floor = 1 + max((release for _, entry, release in found if entry in gone), default=last)
         for entry in gone:
-            del edited.targets[targets.path_of(entry.name, entry.version)]
+            for path in (targets.path_of(entry.name, entry.version), *sidefiles.paths_of(entry)):
+                del edited.targets[path]
         again = sorted(
             (release, entry.version, entry)
             for _, entry, release in found
@@ -205,3 +216,14 @@ def _refuse_strangers(documents: Mapping[str, Targets], role: str, name: str) ->
     for path, other in published.all_targets(documents).items():
         if path.startswith(f"models/{name}/") and other != role:
             raise Untrusted(f"{path}: signed by {other}, but {role} owns this name")
+
+
+def _refuse_foreign(delegations: Sequence[Delegation], role: str, offered: Iterable[str]) -> None:
+    """Refuse what devices would not find, as where another tool delegated models without the files beside them."""
+    for path in offered:
+        owner = next((item.role for item in delegations if teams.covers(item, path)), None)
+        if owner != role:
+            raise InvalidRequest(
+                f"{path}: expected that {role} may sign this path, too, got {owner or 'nobody'}",
+                "delegate the role's names again: skerry repo delegate",
+            )

@@ -3,10 +3,11 @@
 Does: translate between TUF targets and entries of the registry, both ways, with ceilings.
 Leaves out: who signed (store.trust) and where the bytes are (store.blobs).
 
-A target's path is `models/NAME/VERSION.onnx`. Its custom part holds the manifest as JSON text: TUF signs
-canonical JSON, which has no fractions, and samples and tolerances are made of them. It also holds the release, a
-counter per name that never repeats: what a role revokes, it revokes below a release, so that a version can come back.
-It may hold the record of a verified provenance (store.provenance).
+A target's path is `models/NAME/VERSION.onnx`; files beside the model have targets of their own (store.sidefiles). Its
+custom part holds the manifest as JSON text: TUF signs canonical JSON, which has no fractions, and samples and
+tolerances are made of them. It also holds the release, a counter per name that never repeats: what a role revokes, it
+revokes below a release, so that a version can come back. It may hold the record of a verified provenance
+(store.provenance).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public 
 from skerry.errors import InvalidRequest, NotFound, SkerryError, TooLarge, Unsupported
 from skerry.manifest import Manifest
 from skerry.terms import MAX_VERSION, MIB, check_model_name, parse_version
-from store import delegations
-from store.blobs import MAX_BLOB_BYTES, BlobStore, Content
+from store import delegations, sidefiles
+from store.blobs import MAX_BLOB_BYTES, TAMPERED, BlobStore, Content
 from store.listing import Entry, Provenance
 
 if TYPE_CHECKING:
@@ -69,11 +70,16 @@ def read_all(trusted: Trusted | None, blobs: BlobStore, releases: Mapping[str, i
     entries: list[Entry] = []
     problems = list(trusted.problems)
     lowest = dict(releases or {}) | lowest_releases(trusted)
-    for path, (target, role) in delegations.everything(trusted.roles).items():
+    everything = delegations.everything(trusted.roles)
+    signed = by_role(everything)
+    for path, (target, role) in everything.items():
         if path.startswith(_CHANNELS):
             continue
         try:
-            entry = read(path, target, role, blobs)
+            if sidefiles.is_path(path):
+                sidefiles.check_named(path, signed[role])
+                continue
+            entry = read(path, target, role, signed[role], blobs)
         except _NOT_UNDERSTOOD as error:
             problems.append(f"{path}: signed, but not understood: {error}")
             continue
@@ -88,6 +94,14 @@ def read_all(trusted: Trusted | None, blobs: BlobStore, releases: Mapping[str, i
     )
 
 
+def by_role(everything: Mapping[str, delegations.Found]) -> dict[str, dict[str, TargetFile]]:
+    """Role -> what of it counts: target path -> target."""
+    signed: dict[str, dict[str, TargetFile]] = {}
+    for path, (target, role) in everything.items():
+        signed.setdefault(role, {})[path] = target
+    return signed
+
+
 def lowest_releases(trusted: Trusted) -> dict[str, int]:
     """Model -> the lowest release that is not revoked, as the roles say that may: those on the way to its signer."""
     declared = {name: _declared(role) for name, role in trusted.roles.items()}
@@ -97,7 +111,7 @@ def lowest_releases(trusted: Trusted) -> dict[str, int]:
         for name, role in delegations.visit(path, lambda name, _delegator: trusted.roles.get(name)):
             lowest[model] = max(lowest.get(model, 0), declared[name].get(model, 0))
             prefix = path.removesuffix("1.onnx")
-            if any(target.startswith(prefix) for target in role.targets):
+            if any(target.startswith(prefix) and not sidefiles.is_path(target) for target in role.targets):
                 break
     return {model: release for model, release in lowest.items() if release}
 
@@ -132,8 +146,17 @@ def _one_of_each_case(entries: list[Entry], problems: list[str]) -> list[Entry]:
     return kept
 
 
-def read(path: str, target: TargetFile, role: str, blobs: BlobStore) -> Entry:
-    """One verified target as an entry.
+def read(
+    path: str, target: TargetFile, role: str, signed: Mapping[str, TargetFile], blobs: BlobStore
+) -> Entry:
+    """One verified target as an entry, with the files beside it.
+
+    Args:
+        path: the target's.
+        target: the model's.
+        role: who signed it.
+        signed: what counts of what this role has signed, the files beside the model among it: path -> target.
+        blobs: where their bytes are, if they are there.
 
     Raises:
         one of _NOT_UNDERSTOOD: it is not one of ours, or a newer kind.
@@ -157,7 +180,11 @@ def read(path: str, target: TargetFile, role: str, blobs: BlobStore) -> Entry:
     record = custom.get("provenance")
     # By way of JSON, so that what cannot be listed is refused here and costs no other entry its listing.
     provenance = None if record is None else msgspec.json.decode(msgspec.json.encode(record), type=Provenance)
-    fault = blobs.fault(digest, target.length)
+    files = sidefiles.read(name, version, target, signed)
+    faults = {blobs.fault(digest, target.length)}
+    faults |= {blobs.fault(file.digest, file.size_bytes) for file in files}
+    # Of a version with one file lost and one changed, the latter is what to be told of.
+    fault = TAMPERED if TAMPERED in faults else max(faults)
     return Entry(
         name,
         version,
@@ -165,6 +192,7 @@ def read(path: str, target: TargetFile, role: str, blobs: BlobStore) -> Entry:
         target.length,
         manifest,
         not fault,
+        files=files,
         fault=fault,
         release=release,
         role=role,
@@ -173,10 +201,15 @@ def read(path: str, target: TargetFile, role: str, blobs: BlobStore) -> Entry:
 
 
 def make(
-    content: Content, manifest: Manifest, release: int, provenance: Provenance | None = None
+    content: Content,
+    manifest: Manifest,
+    release: int,
+    provenance: Provenance | None = None,
+    files: Mapping[str, Content] | None = None,
 ) -> TargetFile:
-    """The target that stands for `content` as the manifest's name and version."""
+    """The target that stands for `content` as the manifest's name and version; it names the `files` beside it."""
     custom: dict[str, Any] = {"manifest": msgspec.json.encode(manifest).decode(), "release": release}
+    custom |= sidefiles.custom(files or {})
     if provenance is not None:
         custom["provenance"] = msgspec.to_builtins(provenance)
     hashes = {"sha256": content.digest.removeprefix("sha256:")}
@@ -233,6 +266,7 @@ def require_same(signed: TargetFile, offered: TargetFile) -> None:
     was, now = _custom(signed), _custom(offered)
     for what, expected, got in (
         ("file", digest_of(signed), digest_of(offered)),
+        ("side files", sidefiles.named_by(signed), sidefiles.named_by(offered)),
         ("provenance", was.get("provenance"), now.get("provenance")),
         ("manifest", was.get("manifest"), now.get("manifest")),
     ):

@@ -20,18 +20,21 @@ from skerry.errors import InvalidRequest, NotFound
 from store import roles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from store.roles import Delegation
 
 CATCH_ALL = "models"
-CATCH_ALL_PATHS = ("models/*/*",)
+#: What a pattern of names becomes: TUF's wildcards stop at a slash, and files beside a model lie one deeper.
+_MODELS, _SIDE_FILES = "models/{}/*", "models/{}/*/*"
+CATCH_ALL_PATHS = (_MODELS.format("*"), _SIDE_FILES.format("*"))
 CHANNELS_PATHS = ("channels/*",)
 MAX_TEAMS = 24  # python-tuf's client looks at 32 roles before it gives up
 MAX_PATTERNS = 64
 
 _TEAM = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _PATTERN = re.compile(r"[A-Za-z0-9_.*?-]{1,128}")
+_MODELS_PATH = re.compile(r"models/([^/]+)/\*")
 
 
 def role_of(team: str) -> str:
@@ -49,7 +52,7 @@ def role_of(team: str) -> str:
 
 
 def paths_of(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Model-name patterns -> path patterns.
+    """Model-name patterns -> path patterns, of models and of files beside them.
 
     Raises:
         InvalidRequest: reserved characters, or too many.
@@ -61,15 +64,14 @@ def paths_of(patterns: Sequence[str]) -> tuple[str, ...]:
             raise InvalidRequest(
                 f"pattern: expected 1 to 128 of A-Z a-z 0-9 _ . - and the wildcards * and ?, got {pattern!r}"
             )
-    return tuple(f"models/{pattern}/*" for pattern in patterns)
+    return tuple(path.format(pattern) for pattern in patterns for path in (_MODELS, _SIDE_FILES))
 
 
-def patterns_of(paths: Iterable[str]) -> tuple[str, ...]:
+def patterns_of(paths: Sequence[str]) -> tuple[str, ...]:
     """The reverse of `paths_of`, for people; paths of another kind as they are."""
-    return tuple(
-        path.removeprefix("models/").removesuffix("/*") if path.startswith("models/") else path
-        for path in paths
-    )
+    names = {match[1]: None for path in paths if (match := _MODELS_PATH.fullmatch(path))}
+    said = {path.format(name) for name in names for path in (_MODELS, _SIDE_FILES)}
+    return (*names, *(path for path in paths if path not in said))
 
 
 def owner_of(delegations: Sequence[Delegation], path: str) -> Delegation:

@@ -25,13 +25,12 @@ from agent.cli.candidates import candidates, examined
 from skerry.errors import DeadlineExceeded, NotRunning, Unavailable
 
 if TYPE_CHECKING:
-    from agent.cli.candidates import Candidate, Request
+    from agent.cli.candidates import Candidate, Examined, Request
     from agent.cli.session import Session
     from providers.inspect import Signature
     from skerry.client import Client
     from skerry.terms import TensorSpec
-    from store.blobs import Sealed
-    from store.listing import Entry, Provenance
+    from store.listing import Entry
 
 SERVED_S = 120.0  # inspection again, on every candidate device, and the probe
 POLL_S = 0.05
@@ -70,15 +69,20 @@ def add(session: Session, request: Request) -> None:
 
 
 def _admit(session: Session, candidate: Candidate) -> tuple[Entry, Signature]:
-    with examined(session, candidate) as (sealed, signature, record):
-        return _sign(session, sealed, candidate, record), signature
+    with examined(session, candidate) as found:
+        return _sign(session, candidate, found), found.signature
 
 
-def _sign(session: Session, sealed: Sealed, candidate: Candidate, record: Provenance | None) -> Entry:
+def _sign(session: Session, candidate: Candidate, found: Examined) -> Entry:
     paths.prepare(session.paths)
     with session.remarks.status("signing"):
         entry = session.registry.add(
-            sealed.fd, candidate.name, candidate.version, candidate.manifest, provenance=record
+            found.model,
+            candidate.name,
+            candidate.version,
+            candidate.manifest,
+            files=found.files,
+            provenance=found.provenance,
         )
     session.say("signed", f"{entry.name}/{entry.version}, {entry.digest}")
     return entry

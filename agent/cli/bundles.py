@@ -114,7 +114,7 @@ def inspect_bundle(context: typer.Context, bundle_file: Bundle, *, as_json: AsJs
                 entry.name,
                 str(entry.version),
                 render.short_digest(entry.digest),
-                render.size(entry.size_bytes),
+                render.size(entry.total_bytes),
                 entry.role,
                 "yes" if entry.installed else "no",
             ]

@@ -88,7 +88,7 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
             entry.name,
             str(entry.version),
             render.short_digest(entry.digest),
-            render.size(entry.size_bytes),
+            render.size(entry.total_bytes),
             entry.manifest.cache.policy,
             entry.manifest.licence or render.DASH,
             entry.fault or "yes",
@@ -96,7 +96,7 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
         for entry in entries
     ]
     session.console.print(
-        render.table(["MODEL", ">VERSION", "DIGEST", ">SIZE", "CACHE", "LICENCE", "FILE"], rows)
+        render.table(["MODEL", ">VERSION", "DIGEST", ">SIZE", "CACHE", "LICENCE", "FILES"], rows)
     )
 
 
@@ -111,9 +111,13 @@ def show(context: typer.Context, name: Name, *, version: Version = None, as_json
         return
     for document in documents:
         manifest = document.pop("manifest")
+        files = document.pop("files")
         if document["provenance"] is not None:
             document["provenance"] = origin.summary(document["provenance"])
         said = {key: value for key, value in document.items() if value not in {None, ""}}
+        said["files"] = {
+            file["name"]: f"{file['digest']}, {render.size(file['size_bytes'])}" for file in files
+        }
         session.console.print(
             render.facts((key, _plain(value)) for key, value in _flat({**said, **manifest}))
         )
@@ -162,7 +166,8 @@ def verify(
     registry = session.registry
     listing = registry.listing()
     entries = listing.entries if name is None or every else _matching(registry, name, version)
-    found = [(entry, _examine(registry, entry)) for entry in entries]
+    examined = [(entry, _examine(registry, entry)) for entry in entries]
+    found = [(entry, findings[0]) for entry, findings in examined]
     if as_json:
         documents = [
             {
@@ -181,7 +186,7 @@ def verify(
             )
         for sentence in listing.problems:
             session.console.print(sentence, markup=False, soft_wrap=True)
-    _tell(session, [finding for _, finding in found if finding.verdict == "tampered"])
+    _tell(session, [one for _, findings in examined for one in findings if one.verdict == "tampered"])
     failed = sum(finding.verdict != "ok" for _, finding in found) + len(listing.problems)
     if failed:
         raise Untrusted(
@@ -190,12 +195,12 @@ def verify(
         )
 
 
-def _examine(registry: Registry, entry: Entry) -> Finding:
-    """The worst of the entry's files."""
+def _examine(registry: Registry, entry: Entry) -> list[Finding]:
+    """What the entry's files are found to be, the worst first."""
     from store import scrub  # noqa: PLC0415 - with the registry
 
     findings = [scrub.look(registry.blobs, *content) for content in entry.contents]
-    return next((finding for finding in findings if finding.verdict != "ok"), findings[0])
+    return sorted(findings, key=lambda finding: (finding.verdict == "ok", finding.verdict != "tampered"))
 
 
 def _tell(session: Session, tampered: list[Finding]) -> None:
@@ -249,6 +254,8 @@ def _document(entry: Entry) -> dict[str, Any]:
     import msgspec  # noqa: PLC0415 - with the registry, not for `skerry version`
 
     document: dict[str, Any] = msgspec.to_builtins(entry)
+    if entry.files:
+        document["content_digest"] = entry.content_digest
     return document
 
 

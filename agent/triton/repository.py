@@ -75,7 +75,7 @@ class TritonModel:
 
         Raises:
             NotFound: no such version, or no such file in its folder.
-            Unsupported: it is a folder, which is how Triton takes models with external data.
+            Unsupported: it is a folder without a model in it.
         """
         path = self.versions.get(number)
         if path is None:
@@ -83,12 +83,14 @@ class TritonModel:
                 f"{self.directory}: expected version {number}, got {', '.join(map(str, self.versions))}"
             )
         with durable.reporting(f"{path}: cannot read"):
+            if (path / MODEL_FILE).is_file():  # how Triton takes models with external data
+                path /= MODEL_FILE
             is_folder, exists = path.is_dir(), path.exists()
             there = [] if exists else sorted(entry.name for entry in path.parent.iterdir())[:_NAMED]
         if is_folder:
             raise Unsupported(
-                f"{path}: expected a file, got a folder: values outside the model file cannot be signed with it",
-                "save the model as one file: onnx.save(model, path, save_as_external_data=False)",
+                f"{path}: expected a file, or a folder with {MODEL_FILE} and the files beside it, got a folder without",
+                f"Triton, too, looks for {path / MODEL_FILE}",
             )
         if not exists:
             raise NotFound(

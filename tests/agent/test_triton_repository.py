@@ -184,15 +184,30 @@ def test_a_version_without_its_file_says_what_is_there(skerry, repository):
     assert "expected a file's name" in skerry("model", "add", directory).stderr
 
 
-def test_external_data_is_refused_as_folder_and_as_file(skerry, repository):
-    folder = repository("alpha", {1: zoo.add(1)})
-    (folder / "2" / "model.onnx").mkdir(parents=True)
-    beside = repository("beta", {1: zoo.external_data("weights.bin")})
-    (beside / "1" / "weights.bin").write_bytes(bytes(64))
-    for directory in (folder, beside):
+def test_external_data_is_taken_from_beside_the_file_and_from_a_folder(skerry, repository):
+    model, files = zoo.split(zoo.mlp(), weights=["w1", "w2"])
+    beside, folder = repository("beside", {1: model}), repository("folder", {1: model})
+    (beside / "1" / "weights.bin").write_bytes(files["weights.bin"])
+    inner = folder / "2" / "model.onnx"
+    inner.mkdir(parents=True)
+    (inner / "model.onnx").write_bytes(model)
+    (inner / "weights.bin").write_bytes(files["weights.bin"])
+    for directory in (beside, folder):
         result = skerry("model", "add", directory)
-        assert result.exit_code == exits.USAGE
-        assert "save_as_external_data=False" in result.stderr
+        assert result.exit_code == exits.OK, result.stderr
+    assert listed(skerry) == [("beside", 1), ("folder", 2)]
+
+
+def test_a_folder_without_a_model_and_a_file_without_its_values_are_refused(skerry, repository):
+    folder = repository("folder", {1: zoo.add(1)})
+    (folder / "2" / "model.onnx").mkdir(parents=True)
+    alone = repository("alone", {1: zoo.external_data("weights.bin")})
+    result = skerry("model", "add", folder)
+    assert result.exit_code == exits.USAGE
+    assert "expected a file, or a folder with model.onnx" in result.stderr
+    result = skerry("model", "add", alone)
+    assert result.exit_code == exits.NOT_FOUND
+    assert "weights.bin: no such file" in result.stderr
     assert listed(skerry) == []
 
 

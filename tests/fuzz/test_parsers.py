@@ -103,7 +103,7 @@ MANIFESTS = st.builds(
 @REPEATABLE
 def test_a_signed_manifest_is_read_as_it_was_written(tmp_path, manifest):
     target = targets.make(Content("sha256:" + "0" * 64, 5), manifest, 1)
-    assert targets.read(target.path, target, "models", BlobStore(tmp_path)).manifest == manifest
+    assert targets.read(target.path, target, "models", {}, BlobStore(tmp_path)).manifest == manifest
 
 
 @given(manifest=MANIFESTS)

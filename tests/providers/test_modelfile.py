@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import mmap
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -216,6 +218,140 @@ def test_either_sign_of_external_data_is_enough():
         scan(zoo.external_data("weights.bin"))
 
 
+def beside(*, data_location=TensorProto.EXTERNAL, dims=(4,), more=None, **entries):
+    """A model whose only tensor lies in a file beside it."""
+    proto = tensor(dims=dims, data_location=data_location, **(more or {}))
+    for key, value in {"location": "w.bin", **entries}.items():
+        proto.external_data.add(key=key, value=value)
+    return model(constants=[proto]).SerializeToString()
+
+
+def test_external_data_in_files_that_are_there_passes():
+    whole, split = zoo.mlp(), zoo.split(zoo.mlp(), first=["w1"], second=["b1", "w2", "b2"])
+    sizes = {name: len(content) for name, content in split[1].items()}
+    found = scan(split[0], sizes)
+    assert replace(found, outside=()) == scan(whole)
+    assert [(tensor.name, tensor.shape, tensor.file) for tensor in found.outside] == [
+        (b"w1", (64, 128), "first.bin"),
+        (b"b1", (128,), "second.bin"),
+        (b"w2", (128, 10), "second.bin"),
+        (b"b2", (10,), "second.bin"),
+    ]
+    for tensor_ in found.outside:
+        values = onnx.numpy_helper.to_array(
+            next(t for t in onnx.load_from_string(whole).graph.initializer if t.name.encode() == tensor_.name)
+        ).tobytes()
+        assert split[1][tensor_.file][tensor_.offset :].startswith(values)
+    assert modelfile.side_files(split[0]) == ("first.bin", "second.bin")
+    assert modelfile.side_files(whole) == ()
+    in_a_node = model([helper.make_node("Constant", [], ["c"], value=external())])
+    for tensor_proto in in_a_node.graph.node[0].attribute:
+        tensor_proto.t.external_data[0].value = "w.bin"
+    assert scan(in_a_node.SerializeToString(), {"w.bin": 4}).initializer_bytes == 4
+
+
+def test_values_may_lie_anywhere_inside_a_file():
+    for entries in ({}, {"offset": "0"}, {"offset": "16"}, {"length": "16"}, {"offset": "3", "length": "16"}):
+        assert scan(beside(checksum="ab", **entries), {"w.bin": 32}).initializer_bytes == 16
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"offset": "17"}, "expected its values within the 32 bytes of 'w.bin', got 16 bytes from 17 on"),
+        ({"offset": "9999999999999999"}, "got 16 bytes from 9999999999999999 on"),
+        ({"offset": "99999999999999999"}, "expected offset as a number of at most 16 digits"),
+        ({"offset": "-1"}, "expected offset as a number"),
+        ({"offset": ""}, "expected offset as a number"),
+        ({"offset": " 1"}, "expected offset as a number"),
+        ({"length": "0x10"}, "expected length as a number"),
+        ({"length": "15"}, "expected 16 bytes of values for its shape, got 15"),
+        ({"length": "17"}, "expected 16 bytes of values for its shape, got 17"),
+        (
+            {"location": "other.bin"},
+            "expected its values inside the file, in 'w.bin', got a reference to 'other.bin'",
+        ),
+        ({"location": "W.bin"}, "got a reference to 'W.bin'"),
+        ({"location": "./w.bin"}, "got a reference to './w.bin'"),
+        ({"location": "../w.bin"}, r"got a reference to '\.\./w.bin'"),
+        ({"location": ""}, "got a reference to ''"),
+        (
+            {"prepacked_0": "1|2|3"},
+            "expected each of location, offset, length, checksum once at most, got 'prepacked_0'",
+        ),
+        ({"dims": [1 << 40]}, "expected its values within"),
+        ({"dims": [-1]}, "expected dimensions of at least 0"),
+        ({"more": {"data_type": TensorProto.STRING}}, "a data type of ONNX with numbers, got number 8"),
+        ({"more": {"raw_data": bytes(16)}}, "inside the file, got a reference to another file"),
+        ({"more": {"float_data": [1.0] * 4}}, "inside the file, got a reference to another file"),
+        ({"data_location": TensorProto.DEFAULT}, "inside the file, got a reference to another file"),
+    ],
+)
+def test_external_data_that_is_not_wholly_there_is_refused(entries, message):
+    with pytest.raises(InvalidRequest, match=message):
+        scan(beside(**entries), {"w.bin": 32})
+
+
+def test_an_initializer_that_lies_outside_stands_alone_under_its_name():
+    outside = onnx.load_from_string(beside()).graph.initializer[0]
+    inside = tensor(dims=[4], raw_data=bytes(16))
+    for both in ([outside, inside], [inside, outside], [outside, outside]):
+        with pytest.raises(InvalidRequest, match="expected one initializer 'w', got a second one"):
+            scan(model(constants=both).SerializeToString(), {"w.bin": 32})
+
+
+def test_an_entry_that_is_said_twice_is_refused():
+    proto = onnx.load_from_string(beside(offset="0"))
+    proto.graph.initializer[0].external_data.add(key="location", value="other.bin")
+    for look in (lambda data: scan(data, {"w.bin": 32, "other.bin": 32}), modelfile.side_files):
+        with pytest.raises(InvalidRequest, match="once at most, got 'location'"):
+            look(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("where", "proto"),
+    [(where, proto) for where, proto in holders() if where not in {"initializer", "attribute", "tensors"}],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_external_data_is_for_the_main_graph_alone(where, proto):
+    data = proto.SerializeToString().replace(b"/etc/passwd", b"weights.bin")
+    for look in (lambda: scan(data, {"weights.bin": 4}), lambda: modelfile.side_files(data)):
+        with pytest.raises(InvalidRequest, match="inside the file, got a reference to another file"):
+            look()
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["", "/etc/passwd", "../w.bin", "./w.bin", "a/w.bin", ".w.bin", "w bin", "wé.bin", "w" * 129, "."],
+)
+def test_only_plain_names_beside_the_model_are_asked_for(location):
+    with pytest.raises(InvalidRequest, match="side file: expected a plain name beside the model") as refused:
+        modelfile.side_files(beside(location=location))
+    assert "all_tensors_to_one_file=True" in refused.value.hint
+
+
+def test_names_that_differ_in_case_only_are_not_asked_for():
+    both = onnx.load_from_string(beside())
+    both.graph.initializer.append(onnx.load_from_string(beside(location="W.bin")).graph.initializer[0])
+    both.graph.initializer[1].name = "v"
+    with pytest.raises(InvalidRequest, match="or a different word, got 'W"):
+        modelfile.side_files(both.SerializeToString())
+
+
+def test_more_files_than_there_may_be_are_refused_with_what_to_do():
+    many = onnx.load_from_string(beside())
+    for index in range(64):
+        added = many.graph.initializer.add()
+        added.CopyFrom(many.graph.initializer[0])
+        added.name = f"w{index}"
+        added.external_data[0].value = f"w{index}.bin"
+    with pytest.raises(TooLarge, match="side files: expected at most 64, got more") as refused:
+        modelfile.side_files(many.SerializeToString())
+    assert "all_tensors_to_one_file=True" in refused.value.hint
+    del many.graph.initializer[0]
+    assert len(modelfile.side_files(many.SerializeToString())) == 64
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -364,6 +500,14 @@ FUZZ = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCh
 
 
 def outcome(data):
+    with contextlib.suppress(InvalidRequest):
+        for name in modelfile.side_files(data):
+            assert name.isascii()
+            assert "/" not in name
+    with contextlib.suppress(InvalidRequest):
+        for tensor in scan(data, {"x.bin": 40_000}).outside:
+            assert tensor.file == "x.bin"
+            assert 0 <= tensor.offset <= 40_000
     try:
         return scan(data)
     except InvalidRequest as error:
@@ -381,6 +525,7 @@ SEEDS = [
     zoo.endless_loop(),
     zoo.function_bomb(3),
     zoo.external_data("x"),
+    zoo.split(zoo.mlp(), x=["w1", "b2"])[0],
     zoo.deep_nesting(3),
     zoo.identity("BYTES"),
     (ONNX_TESTS / "light" / "light_squeezenet.onnx").read_bytes(),

@@ -60,8 +60,30 @@ def mlp(tmp_path):
     return path
 
 
-PROOF = """
+BESIDE = """
+import mmap
+from providers import modelfile
+from providers.sidefiles import Beside
+folder = sys.argv[1]
+with open(folder + "/model.onnx", "rb") as file:
+    data = file.read()
+maps = {}
+for name in modelfile.side_files(data):
+    with open(folder + "/" + name, "rb") as file:
+        maps[name] = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+beside = Beside(maps, modelfile.scan(data, {name: len(content) for name, content in maps.items()}).outside)
+held = os.memfd_create("model")
+os.write(held, data)
+reference, session = (Session(f"/proc/self/fd/{held}", device, 1, beside=beside) for device in (CPU, OPENVINO))
+for content in maps.values():
+    content.close()
+"""
+
+BOTH = """
 reference, session = (Session(sys.argv[1], device, 1) for device in (CPU, OPENVINO))
+"""
+
+PROOF = """
 names = [spec.name for spec in session.outputs]
 feeds = make_inputs(session.inputs, seed=3)
 expected, outputs = (dict(zip(names, s.run(names, feeds, None))) for s in (reference, session))
@@ -78,13 +100,23 @@ print(json.dumps({
 
 @pytest.mark.parametrize("which", ["mlp", "magika"])
 def test_every_node_is_placed_on_openvino_and_the_outputs_agree_in_single_precision(which, mlp):
-    proof = openvino(PROOF, mlp if which == "mlp" else zoo.magika_model())
+    proof = openvino(BOTH + PROOF, mlp if which == "mlp" else zoo.magika_model())
     assert proof["same"]
     assert set(proof["placement"]) == {"OpenVINOExecutionProvider"}
     assert proof["placed"] == proof["total"] > 0
     assert proof["cpu"][0] == proof["cpu"][1] > 0
     assert proof["ok"]
     assert proof["max_rel"] < 1e-4  # bf16 would give 1e-2
+    assert not proof["wrong"]
+
+
+def test_values_beside_the_model_are_placed_like_those_inside(tmp_path):
+    model, files = zoo.split(zoo.mlp(), first=["w1"], second=["b1", "w2", "b2"])
+    for name, content in {"model.onnx": model, **files}.items():
+        (tmp_path / name).write_bytes(content)
+    proof = openvino(BESIDE + PROOF, tmp_path)
+    assert set(proof["placement"]) == {"OpenVINOExecutionProvider"}
+    assert proof["ok"]
     assert not proof["wrong"]
 
 

@@ -217,7 +217,7 @@ def test_an_empty_file_is_refused(node, model):
 
 
 def test_the_number_of_versions_has_a_ceiling(node, model, monkeypatch):
-    monkeypatch.setattr(registry, "MAX_ENTRIES", 1)
+    monkeypatch.setattr(registry, "MAX_FILES", 1)
     node.add(model(), "digits")
     refuse(node, TooLarge, "at most 1", lambda: node.add(model(TWO), "digits"))
 

@@ -202,11 +202,13 @@ def test_a_path_belongs_to_the_first_role_that_matches():
         "models/vision-lite/1.onnx": "models-lite",
         "models/vision-a/1.onnx": "models-vision",
         "models/eye/2.onnx": "models-vision",
+        "models/eye/2/weights.bin": "models-vision",
         "models/eyes/2.onnx": "models",
+        "models/eyes/2/weights.bin": "models",
         "channels/shop.json": "channels",
     }
     assert {path: teams.owner_of(items, path).role for path in owners} == owners
-    for path in ("models/x", "models/a/b/1.onnx", "other/a/1.onnx", "channels/a/b.json"):
+    for path in ("models/x", "models/a/1/b/c.bin", "other/a/1.onnx", "channels/a/b.json"):
         with pytest.raises(NotFound):
             teams.owner_of(items, path)
 

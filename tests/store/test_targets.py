@@ -49,7 +49,7 @@ def test_a_target_that_is_not_understood_costs_no_other_its_place(tmp_path, targ
 def test_a_target_says_what_was_put_into_it(tmp_path):
     manifest = Manifest(name="m", version=7, labels={"é": "ü"}, keep_alive="5m")
     target = targets.make(CONTENT, manifest, 5)
-    entry = targets.read(target.path, target, "models", BlobStore(tmp_path))
+    entry = targets.read(target.path, target, "models", {}, BlobStore(tmp_path))
     assert (entry.name, entry.version, entry.digest, entry.manifest) == ("m", 7, CONTENT.digest, manifest)
     assert (entry.release, entry.role) == (5, "models")
     assert entry.provenance is None

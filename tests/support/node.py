@@ -50,8 +50,16 @@ class Node:
         )
         return Registry(places)
 
-    def add(self, model: bytes, name: str, version: int | None = None, **manifest: Any) -> None:
-        """Sign and commit, as `skerry model add` does, without asking the daemon to look."""
+    def add(
+        self,
+        model: bytes,
+        name: str,
+        version: int | None = None,
+        *,
+        files: dict[str, bytes] | None = None,
+        **manifest: Any,
+    ) -> None:
+        """Sign and commit, as `skerry model add` does, without asking the daemon to look; `files` lie beside it."""
         import msgspec
 
         from skerry.manifest import Manifest
@@ -61,7 +69,11 @@ class Node:
         file.write_bytes(model)
         sealed = blobs.seal_file(file)
         try:
-            self.registry.add(sealed.fd, name, version, msgspec.convert(manifest, Manifest))
+            with tempfile.TemporaryDirectory() as folder:
+                beside = {each: Path(folder) / each for each in files or ()}
+                for each, path in beside.items():
+                    path.write_bytes((files or {})[each])
+                self.registry.add(sealed.fd, name, version, msgspec.convert(manifest, Manifest), files=beside)
         finally:
             os.close(sealed.fd)
             file.unlink()

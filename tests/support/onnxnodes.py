@@ -87,9 +87,9 @@ def serve(node: Node, models: dict[str, Case]) -> None:
     with registry.changing():
         owner, installed = registry._become_owner(), registry.trusted()
         for name, case in models.items():
-            target = targets.make(registry.blobs.ingest([case.model]), Manifest(name=name, version=1))
+            target = targets.make(registry.blobs.ingest([case.model]), Manifest(name=name, version=1), 1)
             signed[target.path] = target
-        registry.publish(owner, signed, installed)
+        registry.publish(owner, signed, installed, [])
     node.refresh()
 
 

@@ -33,7 +33,7 @@ from agent.triton import repository
 from providers.modelfile import scan
 from skerry.errors import SkerryError
 from skerry.manifest import Manifest, Sample
-from store import admission, bundle, listing, provenance, tarball, targets, trust
+from store import admission, bundle, listing, provenance, sidefiles, tarball, targets, trust
 from store.blobs import BlobStore, Content
 
 MODEL = b"model" * 30
@@ -75,10 +75,12 @@ class _Carrier(Publisher):
         self.publish_root(2)
         manifest = msgspec.json.encode(Manifest(golden=(Sample({"x": [1.5]}, {"y": [2]}),))).decode()
         path = "models/m/1.onnx"
-        custom = {"manifest": manifest, "release": 2}
+        beside = sidefiles.make("m", 1, {"w.bin": Content("sha256:" + "1" * 64, 7)})
+        custom = {"manifest": manifest, "release": 2, "files": {"w.bin": "sha256:" + "1" * 64}}
         target = TargetFile(5, {"sha256": "0" * 64}, path, {"custom": custom})
         key = team.public_key
-        role = DelegatedRole("models", [key.keyid], 1, terminating=True, paths=["models/*/*"])
+        paths = ["models/*/*", "models/*/*/*"]
+        role = DelegatedRole("models", [key.keyid], 1, terminating=True, paths=paths)
         expires = self.time + timedelta(days=30)
         lowest = {targets.LOWEST_RELEASES: {"m": 2}}
         for version in (1, 2):
@@ -87,7 +89,7 @@ class _Carrier(Publisher):
             meta = {"targets.json": MetaFile(version), "models.json": MetaFile(version)}
             roles = {
                 "models": Targets(
-                    version, expires=expires, targets={path: target}, unrecognized_fields=lowest
+                    version, expires=expires, targets={path: target, **beside}, unrecognized_fields=lowest
                 ),
                 "targets": Targets(version, expires=expires, delegations=delegations),
                 "snapshot": Snapshot(version, expires=expires, meta=meta),
@@ -164,7 +166,10 @@ def chain_of(named):
 
 
 def _custom(folder):
-    """What a verified target says of itself: byte 0 chooses its manifest, or all of its custom part."""
+    """What a verified target says of itself: byte 0 chooses its manifest, or all of its custom part.
+
+    Beside it a file is signed, which it names or does not.
+    """
     blobs = BlobStore(folder / "noblobs")
     full = Manifest(
         warmup=(Sample({"x": [[1, 2.5, "a"]]}),),
@@ -173,9 +178,11 @@ def _custom(folder):
         keep_alive="5m",
     )
     record = listing.Provenance("key", "sha256:0", "sha256:1", 3)
+    files = {"w.bin": Content("sha256:" + "1" * 64, 7)}
     target = targets.make(
-        Content("sha256:" + "0" * 64, 5), msgspec.structs.replace(full, name="m", version=1), 1, record
+        Content("sha256:" + "0" * 64, 5), msgspec.structs.replace(full, name="m", version=1), 1, record, files
     )
+    beside = sidefiles.make("m", 1, files)
 
     def run(data):
         text = data[1:].decode("utf-8", "surrogateescape" if data[:1] == b"\1" else "replace")
@@ -186,8 +193,11 @@ def _custom(folder):
             except (ValueError, RecursionError):
                 return
         offered = TargetFile(5, {"sha256": "0" * 64}, target.path, {"custom": custom})
-        entries, problems = targets.read_all(chain_of({target.path: offered}), blobs)
-        assert len(entries) + len(problems) == 1
+        entries, problems = targets.read_all(chain_of({target.path: offered, **beside}), blobs)
+        understood = {f"models/m/1/{file.name}" for entry in entries for file in entry.files}
+        assert len(entries) + sum(not sidefiles.is_path(problem.split(":")[0]) for problem in problems) == 1
+        assert understood <= beside.keys()
+        assert not (understood and problems)
         listing.parse(
             listing.encode(listing.Listing(1, owner=False, entries=tuple(entries), problems=tuple(problems)))
         )
@@ -243,7 +253,7 @@ def _bundle(folder):
     bundle.export(owner, [("first", None)], home / "first.tar")
     second = home / "two.onnx"
     second.write_bytes(MODEL[:60])
-    owner.add(second, "second")
+    owner.add(second, "second", files={"model.bin": model, "same.bin": second})
     bundle.export(owner, [("second", None)], home / "second.tar")
     follower = registry_at(home / "follower", clock)
     follower.init_follower(owner.root_bytes())

@@ -52,10 +52,18 @@ class Workshop:
         return self._runner.run(coroutine)
 
     def start(
-        self, model: bytes, *, fork: bool = True, timeout_s: float = HANGS_S, group: str = "", **spec: Any
+        self,
+        model: bytes,
+        *,
+        fork: bool = True,
+        timeout_s: float = HANGS_S,
+        group: str = "",
+        files: dict[str, bytes] | None = None,
+        **spec: Any,
     ) -> Worker:
         """A worker that has said READY."""
         area, sealed = memory(AREA_BYTES, "area"), memory(model, "model")
+        beside = {name: memory(content, "beside") for name, content in (files or {}).items()}
         try:
             fields = {
                 "model": "zoo/1",
@@ -64,6 +72,7 @@ class Workshop:
                 "keep_threads": True,
                 "memory_bytes": 2 * GIB,
                 "working_directory": self.empty,
+                "files": tuple(beside),
             }
             starting = start_worker(
                 self.launcher,
@@ -73,11 +82,12 @@ class Workshop:
                 timeout_s=timeout_s,
                 fork=fork,
                 group=group,
+                file_fds=tuple(beside.values()),
             )
             worker = Worker(self, self.run(starting), mmap.mmap(area, AREA_BYTES))
         finally:
-            os.close(area)
-            os.close(sealed)
+            for descriptor in (area, sealed, *beside.values()):
+                os.close(descriptor)
         self._made.append(worker)
         return worker
 

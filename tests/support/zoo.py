@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -290,7 +291,7 @@ def external_data(location: str, length: int = 16) -> bytes:
     """`output = input + weights`, where the weights are the first `length` bytes of the file `location`.
 
     "input" FP32 [-1] -> "output" FP32 [-1]. From bytes an exception, wherever the file lies;
-    from a path, a file in the model's own folder IS read, and one outside is an exception.
+    from a path, a file in the model's own folder IS read, and one outside is an exception. See `split`, too.
     """
     weights = TensorProto(
         name="weights",
@@ -302,6 +303,23 @@ def external_data(location: str, length: int = 16) -> bytes:
         weights.external_data.add(key=key, value=value)
     nodes = [helper.make_node("Add", ["input", "weights"], ["output"])]
     return _bytes(nodes, [_value("input", "FP32", -1)], [_value("output", "FP32", -1)], [weights])
+
+
+def split(model: bytes, **files: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
+    """The same model with these initializers in files beside it: the model, and name -> content.
+
+    `split(mlp(), a=["w1"], b=["w2", "b2"])` has "a.bin" and "b.bin"; what lies there begins at odd offsets.
+    """
+    proto = ModelProto.FromString(model)
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    contents = {f"{name}.bin": b"" for name in files}
+    for name, tensors in zip(contents, files.values(), strict=True):
+        for tensor in (stored[each] for each in tensors):
+            contents[name] += b"\x55"
+            set_external_data(tensor, name, len(contents[name]), len(tensor.raw_data))
+            contents[name] += tensor.raw_data
+            tensor.ClearField("raw_data")
+    return bytes(proto.SerializeToString(deterministic=True)), contents
 
 
 def garbage(size_bytes: int = 4096, seed: int = 0) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path  # noqa: TC003 - Typer reads the annotations of commands when it runs
 from typing import Annotated
 
+import msgspec
 import typer
 
 from agent.cli import origin, render
@@ -55,14 +56,15 @@ def add(  # noqa: PLR0913 - one parameter per option
     claim = origin.claim(provenance, provenance_key, provenance_ca)
     request = Request(file, name, version, all_versions, manifest, claim=claim)
     for candidate in candidates(place.session, request):
-        with examined(place.session, candidate) as (sealed, _, record):
+        with examined(place.session, candidate) as found:
             entry, role, outcome = stock.add(
                 repository,
-                sealed.fd,
+                found.model,
                 candidate.name,
                 candidate.version,
                 candidate.manifest,
-                provenance=record,
+                files=found.files,
+                provenance=found.provenance,
             )
         word = "waits" if any(item.role == role for item in outcome.waiting) else "signed"
         place.session.say(word, f"{entry.name}/{entry.version} in {role}, {entry.digest}")
@@ -88,6 +90,7 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
                 "release": release,
                 "digest": entry.digest,
                 "size_bytes": entry.size_bytes,
+                "files": msgspec.to_builtins(entry.files),
                 "pending": role in waits,
             }
             for role, entry, release in rows
@@ -101,7 +104,7 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
             str(release),
             role + (" (pending)" if role in waits else ""),
             render.short_digest(entry.digest),
-            render.size(entry.size_bytes),
+            render.size(entry.total_bytes),
         ]
         for role, entry, release in rows
     ]

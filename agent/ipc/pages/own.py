@@ -69,7 +69,7 @@ class Own:
             "superseded_by": self._models.superseded_by(version),
             "ep": version.device.ep_name if version.device else None,
             "device": version.device.label if version.device else None,
-            "digest": version.digest,
+            "digest": version.entry.digest,
             "fault": version.fault,
             "pid": pid,
             "group": version.group if process else "",
