@@ -13,8 +13,7 @@ SECONDS := 60
 CONFORMANCE := .conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow campaign conformance test-openvino test-perf fuzz check bench bench-peers wheel-client
-.PHONY: clean
+.PHONY: help demo test test-slow campaign conformance test-openvino test-perf fuzz check bench bench-peers wheel-client clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
