@@ -1,5 +1,5 @@
 # Every target sets up what it needs in folders of this one: .venv, and what only one target needs in .venv-openvino,
-# .venv-perf, .venv-peers and .venv-fuzz.
+# .venv-perf, .venv-peers, .venv-fuzz and .conformance.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,9 +10,10 @@ PERF := .venv-perf
 PEERS := .venv-peers
 FUZZ := .venv-fuzz
 SECONDS := 60
+CONFORMANCE := .conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-openvino test-perf fuzz check bench bench-peers wheel-client clean
+.PHONY: help demo test test-slow campaign conformance test-openvino test-perf fuzz check bench bench-peers wheel-client clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -34,11 +35,23 @@ demo: $(RUNTIME)
 
 ## make test           the test suite
 test: $(DEV)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not campaign'
 
-## make test-slow      the long campaigns
+## make test-slow      the tests that take minutes
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
+
+## make campaign       power cuts, faults of the disk and kills by the thousand; SEED=N repeats one
+campaign: $(DEV)
+	SEED=$(SEED) $(BIN)/python -m pytest -m campaign
+
+$(CONFORMANCE)/.made: packaging/conformance-suite.sh
+	@PYTHON=$(PYTHON) sh packaging/conformance-suite.sh $(CONFORMANCE)
+
+## make conformance    TUF's conformance suite against our client; CONFORMANCE_SUITE=DIR names a clone of it
+conformance: $(RUNTIME) $(CONFORMANCE)/.made
+	cd $(CONFORMANCE)/suite && ../bin/python -m pytest -q -p no:cacheprovider -c pyproject.toml --rootdir . \
+		tuf_conformance --entrypoint '$(CURDIR)/$(BIN)/python $(CURDIR)/tests/conformance/client.py'
 
 $(OPENVINO)/.made: pyproject.toml packaging/second-ep-venv.sh | $(BIN)/python
 	@PYTHON=$(PYTHON) sh packaging/second-ep-venv.sh $(OPENVINO)
@@ -89,6 +102,6 @@ wheel-client: $(DEV)
 
 ## make clean          remove what the other targets made
 clean:
-	rm -rf $(VENV) $(OPENVINO) $(PERF) $(PEERS) $(FUZZ) .fuzz .bench .hypothesis build dist
+	rm -rf $(VENV) $(OPENVINO) $(PERF) $(PEERS) $(FUZZ) $(CONFORMANCE) .fuzz .bench .hypothesis build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -391,7 +391,9 @@ class Metadata:
         refusal: SkerryError | None = None
         for count in range(len(roots), 0, -1):  # an older root where keys were rotated since
             chain = dict(list(roots.items())[:count])
-            client = trust.Client(chain, trust.Source(str(self.folder), fetch, _HINT), reference=NEVER)
+            client = trust.Client(
+                chain, trust.Source(str(self.folder), fetch, _HINT), reference=NEVER, closed=True
+            )
             try:
                 client.start()
                 client.update_top_level()

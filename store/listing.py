@@ -85,8 +85,13 @@ class Entry(msgspec.Struct, frozen=True):
         return f"sha256:{hashlib.sha256(msgspec.json.encode([self.digest, named])).hexdigest()}"
 
     def is_as(self, other: Entry) -> bool:
-        """Whether both say the same of what was signed, whatever lies on the disk."""
-        return msgspec.structs.replace(other, installed=self.installed, fault=self.fault) == self
+        """Whether both are the same model, whatever lies on the disk, and whoever signed it for which time."""
+        return (self.name, self.version, self.content_digest, self.manifest) == (
+            other.name,
+            other.version,
+            other.content_digest,
+            other.manifest,
+        )
 
 
 class Listing(msgspec.Struct, frozen=True):

@@ -113,7 +113,7 @@ def lowest_releases(trusted: Trusted) -> dict[str, int]:
             prefix = path.removesuffix("1.onnx")
             if any(target.startswith(prefix) and not sidefiles.is_path(target) for target in role.targets):
                 break
-    return lowest
+    return {model: release for model, release in lowest.items() if release}
 
 
 def _declared(role: Targets) -> dict[str, int]:

@@ -186,7 +186,7 @@ def verify(files: Mapping[str, bytes], where: str, hint: str = "", at: datetime 
     source = Source(
         where, lambda name, _limit: files.get(timestamp if name == TIMESTAMP else name), hint=hint
     )
-    client = Client(roots, source, reference=at, installed=files)
+    client = Client(roots, source, reference=at, installed=files, closed=True)
     client.start()
     client.update_top_level()
     client.update_delegated()
@@ -207,6 +207,7 @@ class Client:
             admits nothing, and may bring back a file that was lost.
         on_root: called with each further root, to be written down at once, as TUF demands: a revoked key is revoked
             even if the rest is withheld.
+        closed: whether the source has all that was ever admitted. Then a delegated role that it lacks was passed by.
         consistent: whether roots must promise consistent snapshots, without which files keep their names from version
             to version.
 
@@ -222,6 +223,7 @@ class Client:
     installed: Mapping[str, bytes] = field(default_factory=dict)
     admission: Admission | None = None
     on_root: Callable[[str, bytes], None] = lambda _name, _data: None
+    closed: bool = False
     consistent: bool = True
     seen: dict[str, Floor] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
@@ -392,10 +394,14 @@ class Client:
         if meta is None:
             self.problems.append(f"role {name}: delegated by {delegator}, and nothing of it is published yet")
             return None
+        file_name = self._name(name, meta)
+        if self.closed and self.source.fetch(file_name, MAX_TARGETS_BYTES) is None:
+            self.problems.append(f"role {name}: passed by when the rest was admitted")
+            return None
         try:
             return self._load(name, delegator)
         except tufchecks.Expired as error:
-            known = self.installed.get(self._name(name, meta))
+            known = self.installed.get(file_name)
             if known is not None and _fits(known, meta):
                 reference, self.reference = self.reference, NEVER
                 try:

@@ -484,3 +484,17 @@ async def test_a_replaced_worker_is_warmed_up_as_the_first_was(made):
         "replaced",
     )
     assert ticks(one.instance.process.pid) >= used // 3
+
+
+@run
+async def test_a_model_that_was_only_signed_again_goes_on_in_its_worker(made):
+    made.put(zoo.add(1), "one")
+    await made.follow()
+    before = version(made, "one")
+    made._entries["one", 1] = msgspec.structs.replace(made._entries["one", 1], release=7, role="models-team")
+    await made.follow()
+    assert version(made, "one") is before
+    made.put(zoo.add(1), "one", keep_alive="5m")  # the same bytes, and another manifest
+    await made.follow()
+    assert version(made, "one") is not before
+    assert await made.ask("one") == 2.0
