@@ -12,7 +12,6 @@ Rules
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 import sys
@@ -84,8 +83,9 @@ def storage_failed(path: Path, error: Exception) -> StorageFailed:
     """`error`, met at `path`, as the one class that leaves this room."""
     if isinstance(error, StorageFailed):
         return error
-    code = sqlite3.SQLITE_FULL if getattr(error, "errno", 0) == errno.ENOSPC else _code(error)
-    return StorageFailed(f"{path}: {error}", _HINTS.get(code, ""))
+    if isinstance(error, OSError):
+        return StorageFailed(f"{path}: {error.strerror or error}", durable.HINTS.get(error.errno or 0, ""))
+    return StorageFailed(f"{path}: {error}", _HINTS.get(_code(error), ""))
 
 
 def set_aside(path: Path) -> Path:

@@ -37,7 +37,7 @@ READ_BYTES = 1 << 20
 LOCK_WAIT_S = 60.0  # an `add` of the largest model on an SD card takes about this long
 LOCK_RETRY_S = 0.05
 
-_HINTS = {
+HINTS = {
     errno.ENOSPC: "free some space on this file system and try again",
     errno.EDQUOT: "the disk quota is used up; free some space and try again",
     errno.EROFS: "the file system is read-only; remount it or choose another --home",
@@ -53,7 +53,7 @@ def reporting(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StorageFailed(f"{what}: {reason}", _HINTS.get(error.errno or 0, "")) from error
+        raise StorageFailed(f"{what}: {reason}", HINTS.get(error.errno or 0, "")) from error
 
 
 class Staged:
@@ -197,7 +197,7 @@ def link(source: Path, path: Path, mode: int) -> bool:
         if error.errno in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}:
             return False
         raise StorageFailed(
-            f"{path}: cannot link: {error.strerror}", _HINTS.get(error.errno or 0, "")
+            f"{path}: cannot link: {error.strerror}", HINTS.get(error.errno or 0, "")
         ) from error
     with reporting(f"{path}: cannot link"):
         os.chmod(temp, mode)
@@ -256,7 +256,7 @@ def open_regular(path: Path) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "")
+        hint = HINTS.get(error.errno or 0, "")
         raise StorageFailed(f"{path}: cannot open: {error.strerror}", hint) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

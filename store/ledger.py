@@ -90,15 +90,16 @@ class Ledger:
             if not self.path.exists():
                 return Standing()
         with self._reporting(), closing(dbfile.open_viewer(self.path)) as connection:
+            connection.execute("BEGIN")  # all of it at one moment
             version = dbfile.user_version(connection)
             if version > dbfile.STATE.version:
                 raise dbfile.newer(self.path, dbfile.STATE, version)
             if version == dbfile.STATE.version:
-                return _read(connection)
+                return self._standing(connection)
         if version == 0:
             return Standing()
         with self._writing() as connection:  # brings the file up to date
-            return _read(connection)
+            return self._standing(connection)
 
     def record(  # noqa: PLR0913 - one transaction, and everything that belongs into it
         self,
@@ -137,6 +138,15 @@ class Ledger:
                 _write_fact(connection, _PINNED, pinned)
             audit.append(connection, events, at_unix)
 
+    def _standing(self, connection: sqlite3.Connection) -> Standing:
+        try:
+            return _read(connection)
+        except (TypeError, ValueError, msgspec.MsgspecError) as error:  # pages that SQLite took for sound
+            raise StorageFailed(
+                f"{self.path}: damaged: expected rows as they were written, got others: {error}",
+                "restore it from a backup, or move it away: the newest files that verify are then in force again",
+            ) from error
+
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._reporting(), closing(dbfile.open_writer(self.path, dbfile.STATE)) as connection:
@@ -162,14 +172,12 @@ class Ledger:
 
 
 def _read(connection: sqlite3.Connection) -> Standing:
-    connection.execute("BEGIN")  # all of it at one moment
     last = connection.execute(
         "SELECT files, judged_at, admitted_at, clock, carrier FROM admission ORDER BY id DESC LIMIT 1"
     ).fetchone()
     floors = connection.execute("SELECT role, keys, version, digest FROM floor").fetchall()
     releases = connection.execute("SELECT model, release FROM release_floor").fetchall()
     facts = dict(connection.execute("SELECT name, value FROM fact").fetchall())
-    connection.execute("ROLLBACK")
     time_floor = max(datetime.fromisoformat(facts.get(_TIME_FLOOR, RELEASED.isoformat())), RELEASED)
     return Standing(
         admission=_admission(last) if last else None,

@@ -49,6 +49,9 @@ class Plan:
     small_models: int
     cached_rows: int
     swaps: int
+    signed_targets: int
+    root_rotations: int
+    sealed_bytes: int
 
 
 FULL = Plan(
@@ -63,6 +66,9 @@ FULL = Plan(
     small_models=20,
     cached_rows=1_000_000,
     swaps=3,
+    signed_targets=10_000,
+    root_rotations=200,
+    sealed_bytes=100_000_000,
 )
 QUICK = Plan(
     quick=True,
@@ -76,6 +82,9 @@ QUICK = Plan(
     small_models=2,
     cached_rows=10_000,
     swaps=1,
+    signed_targets=200,
+    root_rotations=5,
+    sealed_bytes=10_000_000,
 )
 
 

@@ -53,6 +53,12 @@ TARGETS = (
     Target("swap_p99", "hot swap under load: p99 / normal", 2, "x"),
     Target("flood_mlp", "tiny MLP flooded by another user: p99 / p99 alone", 2, "x"),
     Target("flood_cnn", "CNN flooded by another user: p99 / p99 alone", 2, "x"),
+    Target("chain_owner", "the installed chain verified again, one owner", 10, "ms"),
+    Target("chain_teams", "the installed chain verified again, a repository with three teams", 10, "ms"),
+    Target("seal_time", "100 MB verified and sealed: time / hashing alone", 1.5, "x"),
+    Target("seal_memory", "100 MB verified and sealed: peak RSS beside the sealed copy", 50, "MB"),
+    Target("refresh_10k", "10,000 targets: a new revision judged and admitted", 1, "s"),
+    Target("roots_200", "200 missed root rotations: CPU time to catch up", 5, "s"),
 )
 
 

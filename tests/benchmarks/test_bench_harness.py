@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from people import memory_folder
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -198,7 +199,7 @@ def test_targets_are_judged_by_their_bound(harness):
 def test_every_target_is_measured_by_a_suite(harness):
     targets = harness("harness.targets")
     sources = "".join(file.read_text() for file in (BENCHMARKS / "harness" / "suites").glob("*.py"))
-    families = ("rate_", "busy_", "lone_", "flood_")  # keys that are made of a model or a number
+    families = ("rate_", "busy_", "lone_", "flood_", "chain_")  # keys that are made of a model or a number
     for target in targets.TARGETS:
         written = next((family for family in families if target.key.startswith(family)), target.key)
         assert f'"{written}' in sources, target.key
@@ -366,6 +367,54 @@ def test_what_a_process_spends_is_counted_with_threads_that_ended(harness):
     assert spent["p"].switches is None
 
 
+# --- Trust
+
+
+@pytest.fixture
+def in_memory():
+    with memory_folder() as place:
+        yield place
+
+
+def test_what_is_signed_is_verified_by_nodes_that_hold_and_lack_it(harness, in_memory):
+    signed, trust, work = (
+        harness(name) for name in ("harness.signed", "harness.suites.trust", "harness.trustwork")
+    )
+    model = in_memory / "m.onnx"
+    model.write_bytes(b"a model")
+    owner = signed.owner(in_memory / "owner", model, 2)
+    teams = signed.teams(in_memory / "teams", model, 1)
+    found = trust._job(work.chain, folders={"owner": str(owner), "teams": str(teams.node)}, rounds=2, calls=1)
+    assert (found["owner_files"], found["owner_signatures"]) == (6, 6)
+    assert (found["teams_files"], found["teams_signatures"]) == (9, 11)
+    assert min(*found["owner_s"], *found["teams_floor_s"]) > 0
+    scratch = {"scratch": str(in_memory / "copies"), "rounds": 1}
+    many = signed.many(in_memory / "many", 12)
+    assert trust._job(work.refresh, node=str(many.node), offer=str(many.offer), **scratch)["entries"] == 12
+    rotated = signed.rotated(in_memory / "rotated", 4)
+    assert trust._job(work.roots, node=str(rotated.node), offer=str(rotated.offer), **scratch)["version"] == 5
+    added = trust._job(work.add, node=str(owner), model=str(model), **scratch)
+    assert added["ours_s"][0] > added["fsync_s"][0] > 0
+    assert added["records"] == 1
+    with pytest.raises(harness("harness.wire").BenchError, match="chain: exit status 1"):
+        trust._job(work.chain, folders={"nobody": str(in_memory / "nobody")}, rounds=1, calls=1)
+
+
+def test_sealing_is_measured_beside_hashing_the_same_bytes(harness, tmp_path):
+    signed, trust, work = (
+        harness(name) for name in ("harness.signed", "harness.suites.trust", "harness.trustwork")
+    )
+    store, content = signed.blob(tmp_path / "blobs", 5_000_000)
+    found = trust._job(work.seal, blobs=str(store), digest=content.digest, size_bytes=5_000_000, rounds=1)
+    assert found["ours_s"][0] > 0 < found["floor_s"][0]
+    assert 0 < found["self_mb"] < 50
+    path = next(store.rglob("*/??/*"))
+    path.chmod(0o600)
+    path.write_bytes(bytes(5_000_000))
+    with pytest.raises(harness("harness.wire").BenchError, match="Tampered"):
+        trust._job(work.seal, blobs=str(store), digest=content.digest, size_bytes=5_000_000, rounds=1)
+
+
 # --- From end to end
 
 
@@ -401,6 +450,7 @@ def test_every_suite_runs_from_end_to_end(tmp_path):
         "## Targets",
         "## Heavier models",
         "## Hot swap under load",
+        "## Trust",
         "## Where the time",
         "## Memory",
     ):

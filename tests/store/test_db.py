@@ -318,7 +318,7 @@ def test_file_that_cannot_be_reopened_fails_writes_until_it_can(state, monkeypat
                 state.submit(insert("lost")).result(30)
         assert state.reader is None
         state._retry_at = 0.0
-        with pytest.raises(StorageFailed, match="hint: the disk or the quota is full"):
+        with pytest.raises(StorageFailed, match="hint: free some space"):
             state.submit(insert("lost")).result(30)
     with pytest.raises(StorageFailed, match="could not be opened"):
         state.submit(insert("too soon")).result(30)
@@ -373,7 +373,7 @@ def test_full_disk_is_reported_and_survived(state):
     pages = state.submit(
         lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchone()[0]
     ).result(30)
-    with pytest.raises(StorageFailed, match="database or disk is full\nhint: the disk or the quota is full"):
+    with pytest.raises(StorageFailed, match="database or disk is full\nhint: free some space"):
         state.submit(insert("big", "x" * 100_000)).result(30)
     assert models(state.path) == []
     state.submit(

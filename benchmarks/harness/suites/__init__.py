@@ -15,6 +15,7 @@ from harness.suites import (
     open_loop,
     peers,
     swap,
+    trust,
     waiting,
 )
 
@@ -43,6 +44,7 @@ SUITES = (
     Suite("waiting", waiting.measure, 15),
     Suite("swap", swap.measure, 22),
     Suite("flood", flood.measure, 32),
+    Suite("trust", trust.measure, 50),
     Suite("cost", cost.measure, 32),
 )
 #: Only measured when asked for.
