@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path  # noqa: TC003 - Typer reads the annotations of commands when it runs
 from typing import Annotated
 
-import msgspec
 import typer
 
 from agent.cli import origin, render
@@ -90,7 +89,10 @@ def list_models(context: typer.Context, *, as_json: AsJson = False) -> None:
                 "release": release,
                 "digest": entry.digest,
                 "size_bytes": entry.size_bytes,
-                "files": msgspec.to_builtins(entry.files),
+                "files": [
+                    {"name": file.name, "digest": file.digest, "size_bytes": file.size_bytes}
+                    for file in entry.files
+                ],
                 "pending": role in waits,
             }
             for role, entry, release in rows
