@@ -317,8 +317,10 @@ class Daemon:
                 found = await verification.verify(
                     self._paths, self._config.registry, bundle, in_the_background=self._settled
                 )
-                if found.revision < self._listing.revision:
+                same_root = found.pinned in {"", self._listing.pinned}
+                if found.revision == 0 < self._listing.revision and same_root:
                     # An unmounted or moved folder looks like an empty registry, and what serves is not in question.
+                    # Whether another revision may follow, the ledger has decided.
                     raise Untrusted(
                         f"registry: expected revision {self._listing.revision} or later, got {found.revision}",
                         f"is {self._paths.registry} still the folder that it was?",
@@ -407,6 +409,7 @@ class Daemon:
         self._scrubber.reconfigure()
         self._set_access(fresh, rules)
         if before.registry != fresh.registry:
+            self._look_again()  # whatever becomes of the refresh
             tasks.spawn(self._refresh_quietly(), "registry")
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:

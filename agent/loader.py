@@ -98,6 +98,12 @@ def _was_proved(record: dict[str, Any], probe: str) -> bool:
     return bool(step["route"] == "builtin" and step["kind"] == DeviceKind.CPU)
 
 
+def _group_of(version: Version) -> str:
+    """The group that it may share a worker with; one team's models never share with another's."""
+    group, role = version.entry.manifest.group, version.entry.role
+    return f"{role}/{group}" if group and role.startswith("models-") else group
+
+
 def is_loading(version: Version) -> bool:
     """Whether it still is: during an await somebody may have unloaded it."""
     return version.state is State.LOADING
@@ -289,7 +295,7 @@ class Loader:
             working_directory=self._working_directory,
             timeout_s=workers.load_timeout_s,
             fork=workers.start == "fork",
-            group="" if version.alone else manifest.group,
+            group="" if version.alone else _group_of(version),
             was_proved=_was_proved(self._recorded(version), self._probe_of(version)),
         )
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from skerry.errors import InternalError, Unavailable
+from skerry.errors import Unavailable
 from store import listing
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def verify(
     try:
         output, _ = await asyncio.wait_for(asyncio.to_thread(child.communicate), TIMEOUT_S)
     except TimeoutError:
-        raise InternalError(f"registry: expected it verified within {TIMEOUT_S:g} s, got no answer") from None
+        raise Unavailable(f"registry: expected it verified within {TIMEOUT_S:g} s, got no answer") from None
     finally:
         if child.poll() is None:  # too late, or the daemon stops
             child.kill()

@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from skerry.errors import Denied, SkerryError, StorageFailed, Untrusted
-from store import delegations, durable, trust, tufchecks
+from store import delegations, durable, targets, trust, tufchecks
 from store.audit import Event
 from store.ledger import Admission, Floor, Ledger, Standing
 from store.timekeeping import NEVER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from tuf.api.metadata import Root  # type: ignore[attr-defined]  # public there, without __all__
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from store.trust import Source, Trusted
 
 ROOT_MODE = 0o444
+FOLDER_MODE = 0o755  # of the folder around it: the service has to read it
 MAX_REASON_CHARS = 2000
 
 _METADATA = re.compile(r"([1-9][0-9]*)\.(.+)\.json")
@@ -97,6 +98,9 @@ class Metadata:
         standing = standing or self.ledger.read()
         pinned = durable.read(self._pinned, trust.MAX_ROOT_BYTES)
         chain = trust.read_roots(self.folder)
+        if standing.pinned and not _is_root(pinned):
+            # Torn or lost. The registry has a copy, and the ledger knows its digest.
+            pinned = next((data for data in chain.values() if _sha256(data) == standing.pinned), pinned)
         if pinned is None:
             if standing.pinned:
                 raise Untrusted(
@@ -125,7 +129,7 @@ class Metadata:
                 trust.newest_root(list(roots.values()), str(self.folder))
         except Untrusted:
             pinned = durable.read(self._pinned, trust.MAX_ROOT_BYTES)
-            if pinned is None or standing.pinned != _sha256(pinned):
+            if pinned is None or standing.pinned not in {"", _sha256(pinned)}:
                 raise
             return {f"{trust.check_root(pinned, str(self._pinned)).version}.root.json": pinned}
         return roots
@@ -157,8 +161,11 @@ class Metadata:
         events = []
         is_pinned = durable.read(self._pinned, trust.MAX_ROOT_BYTES) is not None
         if not is_pinned:  # a registry from before roots were pinned apart
-            with suppress(StorageFailed):  # the service's own user may not write there
-                self._write_pinned(pinned)
+            with (
+                suppress(StorageFailed),
+                self._staged_root(pinned) as staged,
+            ):  # the service's own user may not
+                staged.commit(self._pinned, keep_owner=True)
                 is_pinned = True
         if is_pinned and not standing.pinned:
             events.append(Event("trust.pinned", _fingerprint(pinned), {"sha256": _sha256(pinned)}))
@@ -172,7 +179,8 @@ class Metadata:
             pinned=_sha256(pinned) if is_pinned else None,
             admission=self._admission(trusted, None, now, "found on this disk") if trusted else None,
             floors=floors_of(trusted) if trusted else None,
-            time_floor=trusted.issued if trusted else None,
+            issued=_issued(trusted, standing, now) if trusted else None,
+            releases=targets.lowest_releases(trusted) if trusted else None,
             events=events,
         )
 
@@ -198,11 +206,12 @@ class Metadata:
                 f"{self._pinned}: expected no root or this one, found another",
                 "whoever means to trust another one instead says so: --replace; what the old one admitted goes then",
             )
-        old = standing.pinned and (_fingerprint(before) if before else f"sha256 {standing.pinned}")
-        if old:
+        old = _fingerprint(before) if before and before != data else standing.pinned
+        with self._staged_root(data) as staged:  # whether that can be written shows before anything goes
             for name in durable.names(self.folder):
-                durable.remove(self.folder / name)
-        self._write_pinned(data)
+                if _METADATA.fullmatch(name) or name == _LEGACY_TIMESTAMP:
+                    durable.remove(self.folder / name)
+            staged.commit(self._pinned, keep_owner=True)
         kind, detail = ("trust.changed", {"before": old}) if old else ("trust.pinned", {})
         self.ledger.record(
             at_unix=self.clock().wall.timestamp(),
@@ -221,7 +230,8 @@ class Metadata:
             StorageFailed: the disk refused.
         """
         if not self.is_settled():
-            self.settle()
+            with suppress(Untrusted):  # what lies there does not verify; the offer may heal it
+                self.settle()
         standing = self.ledger.read()
         now = self.clock()
         client = self._client(standing, source, now, accept_stale=accept_stale)
@@ -232,7 +242,8 @@ class Metadata:
         except SkerryError:
             self._record(now, client.seen, [])
             raise
-        overridden = accept_stale and _has_expired(client.trusted(), now.reference(standing.time_floor))
+        trusted = client.trusted()
+        overridden = accept_stale and _has_expired(trusted, now.reference(_floor_of(standing, trusted.root)))
         return Offer(
             client.trusted(), dict(client.seen), None if overridden else client.reference, now, source.name
         )
@@ -251,10 +262,14 @@ class Metadata:
     def _client(
         self, standing: Standing, source: Source, now: Reading, *, accept_stale: bool = False
     ) -> trust.Client:
+        def judge(root: Root) -> datetime:
+            return NEVER if accept_stale else now.reference(_floor_of(standing, root))
+
         return trust.Client(
             self._sound_roots(standing),
             source,
-            reference=NEVER if accept_stale else now.reference(standing.time_floor),
+            reference=NEVER,
+            judge=judge,
             floors=standing.floors,
             installed=self._readable(standing.admission),
             admission=standing.admission,
@@ -290,6 +305,8 @@ class Metadata:
                 durable.write(self.folder / name, data)
         admission = self._admission(offer.trusted, offer.judged_at, offer.now, offer.carrier)
         revision = f"revision {offer.trusted.revision}"
+        # Only what was new and judged by the clock says that the clock can be right.
+        judged = current != digests and offer.judged_at is not None and offer.now.synchronised
         news: list[Event] = []
         if current != digests:
             news.append(Event("admitted", revision, {"from": offer.carrier, "clock": admission.clock}))
@@ -300,7 +317,8 @@ class Metadata:
             admission=admission if current != digests else None,
             floors=offer.seen,
             releases=lowest,
-            time_floor=offer.now.floor(standing.time_floor, offer.trusted.issued),
+            time_floor=max(standing.time_floor, offer.now.wall) if judged else None,
+            issued=_issued(offer.trusted, standing, offer.now),
             events=[*news, *events],
         )
 
@@ -337,9 +355,14 @@ class Metadata:
         event = Event("root.rotated", name, {"fingerprint": _fingerprint(data)})
         self._record(self.clock(), {"root": Floor("", version, _sha256(data))}, [event])
 
-    def _write_pinned(self, data: bytes) -> None:
-        durable.make_dir(self._pinned.parent)
-        durable.write(self._pinned, data, ROOT_MODE, keep_owner=True)
+    @contextmanager
+    def _staged_root(self, data: bytes) -> Iterator[durable.Staged]:
+        durable.make_dir(self._pinned.parent, FOLDER_MODE)
+        with suppress(StorageFailed):  # what killed commands left there is root's, and harms nobody
+            durable.sweep(self._pinned.parent)
+        with durable.Staged(self._pinned.parent, ROOT_MODE) as staged:
+            staged.write(data)
+            yield staged
 
     def _read(self, admission: Admission) -> dict[str, bytes]:
         files = {}
@@ -410,12 +433,35 @@ class Metadata:
         return Admission(trusted.digests(), judged_at, now.wall.timestamp(), clock, carrier)
 
 
+def _is_root(data: bytes | None) -> bool:
+    try:
+        return data is not None and bool(trust.check_root(data, "root"))
+    except Untrusted:
+        return False
+
+
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 def _fingerprint(root: bytes) -> str:
     return tufchecks.fingerprint(trust.check_root(root, "root"), "root")
+
+
+def _floor_of(standing: Standing, root: Root) -> datetime:
+    """The time that certainly has passed, under this root."""
+    keys, issued = standing.issued
+    mine = keys == tufchecks.fingerprint(root, "timestamp")
+    return max(standing.time_floor, issued) if mine else standing.time_floor
+
+
+def _issued(trusted: Trusted, standing: Standing, now: Reading) -> tuple[str, datetime] | None:
+    """What to remember of the time at which a timestamp says that it was signed."""
+    if trusted.issued is None:
+        return None
+    keys = tufchecks.fingerprint(trusted.root, "timestamp")
+    issued = now.bounded(trusted.issued)
+    return keys, max(issued, standing.issued[1]) if standing.issued[0] == keys else issued
 
 
 def _has_expired(trusted: Trusted, reference: datetime) -> bool:
@@ -433,7 +479,8 @@ def floors_of(trusted: Trusted) -> dict[str, Floor]:
         "timestamp": Floor(timestamp_keys, trusted.revision, _sha256(timestamp)),
         "snapshot": Floor(timestamp_keys, trusted.snapshot.version),
         **{
-            name.removesuffix(".json"): Floor(snapshot_keys, meta.version)
+            role: Floor(snapshot_keys, meta.version)
             for name, meta in trusted.snapshot.meta.items()
+            if (role := name.removesuffix(".json")) not in {"root", "timestamp", "snapshot"}
         },
     }

@@ -98,7 +98,7 @@ def append(connection: sqlite3.Connection, events: Iterable[Event], at_unix: flo
     seq, previous = last or (0, "")
     for event in (*events, *_pruned(connection)):
         seq += 1
-        detail = msgspec.json.encode(event.detail)
+        detail = msgspec.json.encode(_printable_all(event.detail))
         if len(detail) > MAX_DETAIL_BYTES:
             detail = msgspec.json.encode({"cut": detail[:MAX_DETAIL_BYTES].decode("utf-8", "replace")})
         record = (
@@ -114,6 +114,15 @@ def append(connection: sqlite3.Connection, events: Iterable[Event], at_unix: flo
             (*record, previous, digest),
         )
         previous = digest
+
+
+def _printable_all(value: Any) -> Any:  # noqa: ANN401 - plain JSON
+    """Plain JSON with every text printable."""
+    if isinstance(value, str):
+        return _printable(value)
+    if isinstance(value, dict):
+        return {_printable(str(key)): _printable_all(item) for key, item in value.items()}
+    return [_printable_all(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _printable(text: str) -> str:

@@ -164,13 +164,14 @@ def import_bundle(
         NotFound: no such file.
         StorageFailed: the disk refused.
     """
-    with open_carrier(path) as carrier, registry.changing():
+    with registry.changing():
         try:
-            return _import(registry, carrier, resign=resign, accept_stale=accept_stale, progress=progress)
+            with open_carrier(path) as carrier:
+                return _import(registry, carrier, resign=resign, accept_stale=accept_stale, progress=progress)
         except SkerryError as error:
             with suppress(StorageFailed):
                 registry.expect(())
-            if not isinstance(error, StorageFailed | Unavailable):
+            if not isinstance(error, StorageFailed | Unavailable | NotFound):
                 registry.metadata.note_refusal(path.name, error)
             raise
 

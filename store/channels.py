@@ -60,7 +60,7 @@ def find(trusted: Trusted, group: str) -> Channel:
         Untrusted: there is none, or it is not understood.
     """
     path = path_of(group)
-    found = delegations.search(path, lambda name, _delegator: trusted.roles.get(name))
+    found = delegations.search(path, delegations.among(trusted.roles))
     if found is None:
         raise Untrusted(
             f"channel {group}: expected the signed document {path}, found none",

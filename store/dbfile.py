@@ -177,8 +177,12 @@ def open_writer(path: Path, kind: Kind) -> sqlite3.Connection:
         StorageFailed: it must stay and cannot be used.
     """
     # SQLite would make it with the umask, and as root's.
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        if os.fstat(fd).st_nlink > 1:
+            raise StorageFailed(
+                f"{path}: expected a file with one name, got one with more", "copy it, and remove the link"
+            )
         durable.give_to_owner(fd, path.parent)
     finally:
         os.close(fd)

@@ -71,22 +71,23 @@ def visit(path: str, load: Load) -> Iterator[tuple[str, Targets]]:
         waiting.extend(reversed(children))
 
 
-def children(role: Targets) -> Iterator[str]:
-    """Every role that this one delegates to, in order."""
-    if role.delegations is None:
-        return
-    if role.delegations.roles is not None:
-        yield from role.delegations.roles
-    elif role.delegations.succinct_roles is not None:
-        yield from role.delegations.succinct_roles.get_roles()
+def children(role: Targets) -> list[str]:
+    """Every role that this one delegates to by its name, in order. Bins of hashes (TAP 15), thousands, are left out."""
+    return list(role.delegations.roles or ()) if role.delegations is not None else []
+
+
+def among(roles: Mapping[str, Targets]) -> Load:
+    """Loads the roles that the top-level targets delegate to, and none that these delegate to."""
+
+    def load(name: str, delegator: str) -> Targets | None:
+        return roles.get(name) if delegator in {ROOT, TARGETS} else None
+
+    return load
 
 
 def everything(roles: Mapping[str, Targets]) -> dict[str, Found]:
     """Every target that counts, by path: what `search` finds, for each path that any of the roles names."""
-
-    def load(name: str, _delegator: str) -> Targets | None:
-        return roles.get(name)
-
+    load = among(roles)
     found: dict[str, Found] = {}
     for role in roles.values():
         for path in role.targets:

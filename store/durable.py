@@ -171,12 +171,16 @@ def make_dir(path: Path, mode: int = 0o750) -> None:
             return
     make_dir(path.parent, mode)
     with reporting(f"{path}: cannot make the directory"):
+        made = False
         with suppress(FileExistsError):  # another process was faster, or it is a file and `open` says so
             os.mkdir(path, mode)
+            made = True
         # Not through a link that another process was faster with: root must not give away what it leads to.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             give_to_owner(fd, path.parent)
+            if made and mode & 0o007:  # for everybody, whatever the umask of who happens to make it
+                os.fchmod(fd, mode)
         finally:
             os.close(fd)
         _sync_dir(path.parent)
@@ -216,6 +220,18 @@ def move(source: Path, target: Path) -> None:
         os.replace(source, target)
         for directory in {source.parent, target.parent}:
             _sync_dir(directory)
+
+
+def require_no_link(directory: Path) -> None:
+    """Refuse a directory that is a link: where root changes files, it must not be led elsewhere.
+
+    Raises:
+        StorageFailed: it is one.
+    """
+    if directory.is_symlink():
+        raise StorageFailed(
+            f"{directory}: expected a directory, got a link", "put the directory itself there"
+        )
 
 
 def remove(path: Path) -> None:

@@ -33,6 +33,7 @@ KEPT_ADMISSIONS = 20  # for whoever wants to see how it went; only the last is i
 
 _TIME_FLOOR = "time_floor"
 _PINNED = "pinned_root"
+_ISSUED = "issued"  # "KEYS TIME"
 
 
 class Admission(NamedTuple):
@@ -71,6 +72,10 @@ class Standing(NamedTuple):
     floors: Mapping[str, Floor] = {}
     releases: Mapping[str, int] = {}  # model -> the lowest release that is not revoked
     time_floor: datetime = RELEASED
+    issued: tuple[str, datetime] = (
+        "",
+        RELEASED,
+    )  # the latest signing time that was accepted, and under which keys
     pinned: str = ""  # sha256 of the pinned root, in hex
 
 
@@ -109,6 +114,7 @@ class Ledger:
         floors: Mapping[str, Floor] | None = None,
         releases: Mapping[str, int] | None = None,
         time_floor: datetime | None = None,
+        issued: tuple[str, datetime] | None = None,
         pinned: str | None = None,
         forget: bool = False,
         events: Sequence[audit.Event] = (),
@@ -121,6 +127,7 @@ class Ledger:
             floors: role -> Floor.
             releases: model -> the lowest release that is not revoked.
             time_floor: see store.timekeeping.
+            issued: when the timestamp was signed, and the fingerprint of the keys that could.
             pinned: sha256 of the root that is pinned now.
             forget: first drop what was learned under another pinned root.
             events: for the audit log.
@@ -134,6 +141,8 @@ class Ledger:
             _raise_floors(connection, floors or {}, releases or {})
             if time_floor is not None:
                 _write_fact(connection, _TIME_FLOOR, time_floor.isoformat())
+            if issued is not None:
+                _write_fact(connection, _ISSUED, f"{issued[0]} {issued[1].isoformat()}")
             if pinned is not None:
                 _write_fact(connection, _PINNED, pinned)
             audit.append(connection, events, at_unix)
@@ -179,11 +188,13 @@ def _read(connection: sqlite3.Connection) -> Standing:
     releases = connection.execute("SELECT model, release FROM release_floor").fetchall()
     facts = dict(connection.execute("SELECT name, value FROM fact").fetchall())
     time_floor = max(datetime.fromisoformat(facts.get(_TIME_FLOOR, RELEASED.isoformat())), RELEASED)
+    keys, _, moment = facts.get(_ISSUED, f" {RELEASED.isoformat()}").partition(" ")
     return Standing(
         admission=_admission(last) if last else None,
         floors={role: Floor(*rest) for role, *rest in floors},
         releases=dict(releases),
         time_floor=time_floor,
+        issued=(keys, datetime.fromisoformat(moment)),
         pinned=facts.get(_PINNED, ""),
     )
 

@@ -99,7 +99,7 @@ class Listing(msgspec.Struct, frozen=True):
 
     `revision` is the version of the signed timestamp, 0 for an empty registry. `owner`: this node holds
     the key that signs. `problems` are sentences about what was left out, and why. `expires_unix`: when the first of the
-    signed files is no longer fresh, 0 for an empty registry.
+    signed files is no longer fresh, 0 for an empty registry. `pinned` is the digest of the root that is trusted.
     """
 
     revision: int
@@ -107,6 +107,7 @@ class Listing(msgspec.Struct, frozen=True):
     expires_unix: float = 0
     entries: tuple[Entry, ...] = ()
     problems: tuple[str, ...] = ()
+    pinned: str = ""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -145,7 +146,7 @@ def parse(data: bytes) -> Listing:
         if b'"error"' in data[:16]:
             raise _error(msgspec.json.decode(data, type=Refusal))
         return msgspec.json.decode(data, type=Listing)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise errors.InternalError(f"registry listing: expected JSON, got {data[:200]!r}") from error
 
 

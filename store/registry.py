@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 MAX_FILES = 10_000  # 40,000 bare ones would fit into the targets file; with manifests this many do
 READ_ATTEMPTS = 5
+MAX_PROBLEMS = 100  # told of one by one
 MAX_INCOMING_BYTES = MIB  # 10,000 digests
 INCOMING_KEPT_S = 7 * 24 * 3600.0
 
@@ -94,12 +95,13 @@ class Registry:
         """
         trusted = self.trusted()
         owner = self.owner() is not None
+        pinned = self.metadata.ledger.read().pinned
         if trusted is None:
-            return Listing(0, owner)
+            return Listing(0, owner, pinned=pinned)
         entries, problems = self.read(trusted)
         if channel:
             entries, problems = _follow(channel, trusted, entries, problems)
-        return Listing(trusted.revision, owner, trusted.expires.timestamp(), entries, problems)
+        return Listing(trusted.revision, owner, trusted.expires.timestamp(), entries, _some(problems), pinned)
 
     def entries(self) -> list[Entry]:
         """All entries that verify, by name and version."""
@@ -270,13 +272,13 @@ class Registry:
         """Exclude other changes; clean up before and after."""
         for directory in (self.metadata.folder, self.blobs.root):
             durable.make_dir(directory)
+            durable.require_no_link(directory)
         with durable.locked(self.home / ".lock"):
             for directory in (
                 self.home,
                 self.metadata.folder,
                 self.blobs.root,
                 self.places.keys,
-                self.places.root.parent,
             ):
                 durable.sweep(directory)
             try:
@@ -368,6 +370,13 @@ class Registry:
             durable.remove(self._incoming)
             return frozenset()
         return wanted
+
+
+def _some(problems: tuple[str, ...]) -> tuple[str, ...]:
+    """The first of them, and how many more there are: each becomes a line in the daemon's log."""
+    if len(problems) <= MAX_PROBLEMS:
+        return problems
+    return (*problems[:MAX_PROBLEMS], f"and {len(problems) - MAX_PROBLEMS} more")
 
 
 def _follow(

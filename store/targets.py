@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from store.trust import Trusted
 
 MAX_MANIFEST_BYTES = MIB
+MAX_MANIFEST_DEPTH = (
+    64  # a sample's tensor has eight dimensions at most; who reads the listing needs stack for each
+)
 
 #: In a signed role: model -> the lowest of its releases that is not revoked.
 LOWEST_RELEASES = "x-skerry-min-release"
@@ -42,6 +45,7 @@ _CHANNELS = "channels/"
 # JSON can; RecursionError: values nested deeper than a thousand.
 _NOT_UNDERSTOOD = (SkerryError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError)
 
+_BRACKET = re.compile(r"[\[\]{}]")
 _PATH = re.compile(r"models/([^/]+)/([0-9]+)\.onnx")
 
 
@@ -105,13 +109,15 @@ def by_role(everything: Mapping[str, delegations.Found]) -> dict[str, dict[str, 
 def lowest_releases(trusted: Trusted) -> dict[str, int]:
     """Model -> the lowest release that is not revoked, as the roles say that may: those on the way to its signer."""
     declared = {name: _declared(role) for name, role in trusted.roles.items()}
+    names = {
+        name: {path.split("/")[1] for path in role.targets if path.count("/") > 1}
+        for name, role in trusted.roles.items()
+    }
     lowest: dict[str, int] = {}
     for model in {model for releases in declared.values() for model in releases}:
-        path = path_of(model, 1)
-        for name, role in delegations.visit(path, lambda name, _delegator: trusted.roles.get(name)):
+        for name, _ in delegations.visit(path_of(model, 1), delegations.among(trusted.roles)):
             lowest[model] = max(lowest.get(model, 0), declared[name].get(model, 0))
-            prefix = path.removesuffix("1.onnx")
-            if any(target.startswith(prefix) and not sidefiles.is_path(target) for target in role.targets):
+            if model in names[name]:
                 break
     return {model: release for model, release in lowest.items() if release}
 
@@ -128,7 +134,7 @@ def _is_floor(model: object, release: object) -> bool:
         check_model_name(str(model))
     except InvalidRequest:
         return False
-    return isinstance(release, int) and 0 < release <= MAX_VERSION
+    return type(release) is int and 0 < release <= MAX_VERSION
 
 
 def _one_of_each_case(entries: list[Entry], problems: list[str]) -> list[Entry]:
@@ -172,10 +178,15 @@ def read(
     digest = f"sha256:{target.hashes['sha256']}"
     blobs.path(digest)  # raises if it is no digest
     custom = _custom(target)
-    manifest = msgspec.json.decode(custom["manifest"], type=Manifest)
+    text = custom["manifest"]
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise TooLarge(f"manifest: expected at most {MAX_MANIFEST_BYTES} characters, got {len(text)}")
+    if _depth(text) > MAX_MANIFEST_DEPTH:
+        raise TooLarge(f"manifest: expected at most {MAX_MANIFEST_DEPTH} levels of brackets, got more")
+    manifest = msgspec.json.decode(text, type=Manifest)
     manifest.check()
     release = custom.get("release", version)
-    if not isinstance(release, int) or not 0 < release <= MAX_VERSION:
+    if type(release) is not int or not 0 < release <= MAX_VERSION:
         raise InvalidRequest(f"release: expected an integer from 1 to {MAX_VERSION}, got {release!r}")
     record = custom.get("provenance")
     # By way of JSON, so that what cannot be listed is refused here and costs no other entry its listing.
@@ -198,6 +209,15 @@ def read(
         role=role,
         provenance=provenance,
     )
+
+
+def _depth(text: str) -> int:
+    """The most brackets that are open at a time, those in strings counted, too: at least the depth of the JSON."""
+    deepest = depth = 0
+    for bracket in _BRACKET.findall(text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def make(

@@ -6,8 +6,9 @@ Leaves out: where the floor is kept (store.ledger), what follows from an expiry 
 Rules
  * A clock counts only if the kernel says that it is synchronised, or the operator does. A board without a battery
    wakes up in 1970, where nothing has ever expired; a clock that stands in 2099 would refuse everything.
- * Whatever the clock says, it is not earlier than the floor: when this program was released, the latest signing
-   time that was accepted, and the last synchronised time at which something was.
+ * Whatever the clock says, it is not earlier than the floor: when this program was released, the last synchronised
+   time at which something new was judged and admitted, and the latest signing time that was accepted, as long as the
+   keys that signed it are in force: a thief of theirs may claim any time, until they are rotated.
 """
 
 from __future__ import annotations
@@ -35,13 +36,9 @@ class Reading(NamedTuple):
         """The time by which expiry is judged: a time that certainly has passed."""
         return max(self.wall, floor) if self.synchronised else floor
 
-    def floor(self, floor: datetime, issued: datetime | None) -> datetime:
-        """The floor after something that was signed at `issued` was admitted at this time."""
-        passed = [floor, self.wall] if self.synchronised else [floor]
-        if issued is not None:
-            # A signer whose clock runs ahead must not make this node's time run ahead, where that can be told.
-            passed.append(min(issued, self.wall) if self.synchronised else issued)
-        return max(passed)
+    def bounded(self, issued: datetime) -> datetime:
+        """A signing time; not later than this clock says, where it counts: a signer's clock may run ahead."""
+        return min(issued, self.wall) if self.synchronised else issued
 
 
 def utc_now() -> datetime:

@@ -9,8 +9,9 @@ Rules
    from the files, so that a torn or missing file opens no way back to older metadata.
  * Expiry gates admission, never serving. What is offered is judged by a time that certainly has passed
    (store.timekeeping), what is installed by the time at which it was admitted.
- * A delegated role that has expired keeps what it has: the bytes that are installed count as they are, one that was
-   never installed is passed by, new ones refuse the offer. So one team's lapse stops no other team.
+ * A delegated role that has expired keeps what it has: the bytes that are in force count as they are, and one that
+   never was is passed by, so that a team's lapse stops no other team. Only new bytes that have expired refuse the
+   offer, since nothing of them may come in and nothing of the old may go.
  * Rotated keys likewise: what is installed is verified under the roots it was admitted under; what is offered must
    satisfy the newest.
  * Whoever carries metadata is trusted with nothing: every file has a ceiling, and is parsed only after its role's
@@ -111,13 +112,17 @@ class Trusted:
 
     @property
     def issued(self) -> datetime | None:
-        """When the timestamp was made, by its signer's clock; None if its signer does not say."""
-        return _issued(self.timestamp)
+        """When the timestamp was made, by its signer's clock; None if its signer does not say.
+
+        Never later than the keys that are kept apart from that machine let their own roles live.
+        """
+        said = _issued(self.timestamp)
+        return said and min(said, self.root.expires, self.roles[delegations.TARGETS].expires)
 
     @property
     def expires(self) -> datetime:
-        """When the first of the files in force is no longer fresh."""
-        roles = (self.root, self.timestamp, self.snapshot, *self.roles.values())
+        """When the first of the top-level roles expires. A team's lapse makes nobody else's models stale."""
+        roles = (self.root, self.timestamp, self.snapshot, self.roles[delegations.TARGETS])
         return min(role.expires for role in roles)
 
     def digests(self) -> dict[str, str]:
@@ -205,6 +210,7 @@ class Client:
         installed: files that were verified before; used where they fit instead of asking the source.
         admission: what is in force. An offer of the same revision is judged by the time of that admission: it
             admits nothing, and may bring back a file that was lost.
+        judge: the newest root -> the time by which expiry is judged from then on, if that depends on it.
         on_root: called with each further root, to be written down at once, as TUF demands: a revoked key is revoked
             even if the rest is withheld.
         closed: whether the source has all that was ever admitted. Then a delegated role that it lacks was passed by.
@@ -222,6 +228,7 @@ class Client:
     floors: Mapping[str, Floor] = field(default_factory=dict)
     installed: Mapping[str, bytes] = field(default_factory=dict)
     admission: Admission | None = None
+    judge: Callable[[Root], datetime] | None = None
     on_root: Callable[[str, bytes], None] = lambda _name, _data: None
     closed: bool = False
     consistent: bool = True
@@ -251,22 +258,22 @@ class Client:
         return delegations.search(path, self._load)
 
     def update_delegated(self) -> None:
-        """Load every delegated role, and note those that are passed by.
+        """Load every role that the top-level targets delegate to by name, and note those that are passed by.
+
+        Roles that these delegate to are not followed: a team must not make others' devices fetch and fail.
 
         Raises:
             Untrusted: one does not verify, or there are too many.
         """
-        waiting = [(child, delegations.TARGETS) for child in delegations.children(self._checks.targets)]
-        while waiting:
-            name, delegator = waiting.pop(0)
-            known = name in self.roles
-            role = self._load_if_there(name, delegator)
-            if len(self.roles) > delegations.MAX_ROLES:
-                raise Untrusted(
-                    f"{self.source.name}: expected at most {delegations.MAX_ROLES} roles, got more"
-                )
-            if role is not None and not known:
-                waiting += [(child, name) for child in delegations.children(role)]
+        names = delegations.children(self._checks.targets)
+        if len(names) > delegations.MAX_ROLES:
+            raise Untrusted(
+                f"{self.source.name}: expected at most {delegations.MAX_ROLES} roles, got {len(names)}"
+            )
+        for name in names:
+            role = self._load_if_there(name, delegations.TARGETS)
+            if role is not None and role.delegations is not None:
+                self.problems.append(f"role {name}: delegates further, which is not followed")
 
     def trusted(self) -> Trusted:
         """What was verified."""
@@ -309,6 +316,8 @@ class Client:
                 "restore it from a backup, or take a bundle that carries it",
             )
         self._see(Root.type, "", version)
+        if self.judge is not None:
+            self.reference = self.judge(self._checks.root)
 
     def update_top_level(self) -> None:
         """Timestamp, snapshot and top-level targets, each under the newest root."""
@@ -364,6 +373,8 @@ class Client:
         self.files[name] = data
         for file_name, offered in snapshot.meta.items():
             role = file_name.removesuffix(".json")
+            if role in top_level:  # it has no say in these
+                continue
             if not _is_writable(role):
                 raise Untrusted(f"{self.source.name}: {name}: expected names of roles, got {role[:200]!r}")
             self._see(role, keys, offered.version)
@@ -401,17 +412,29 @@ class Client:
         try:
             return self._load(name, delegator)
         except tufchecks.Expired as error:
-            known = self.installed.get(file_name)
-            if known is not None and _fits(known, meta):
+            if self._is_in_force(file_name, self._get(file_name, meta, MAX_TARGETS_BYTES)):
                 reference, self.reference = self.reference, NEVER
                 try:
                     return self._load(name, delegator)
                 finally:
                     self.reference = reference
-            if name in self.floors:
+            if self._was_admitted(name):
                 raise
             self.problems.append(f"role {name}: passed by: {error.message}")
             return None
+
+    def _is_in_force(self, file_name: str, data: bytes) -> bool:
+        """Whether just this file was admitted before, whatever has become of it on the disk."""
+        if self.admission is None:
+            return self.installed.get(file_name) == data
+        return self.admission.files.get(file_name) == _digest(data)
+
+    def _was_admitted(self, role: str) -> bool:
+        ending = f".{quote(role, safe='')}.json"
+        return self.admission is not None and any(
+            name.partition(".")[0].isdecimal() and name[name.index(".") :] == ending
+            for name in self.admission.files
+        )
 
     # -- what the steps have in common
 

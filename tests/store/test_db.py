@@ -373,7 +373,7 @@ def test_full_disk_is_reported_and_survived(state):
     pages = state.submit(
         lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchone()[0]
     ).result(30)
-    with pytest.raises(StorageFailed, match="database or disk is full\nhint: free some space"):
+    with pytest.raises(StorageFailed, match="database or disk is full\nhint: the disk or the quota is full"):
         state.submit(insert("big", "x" * 100_000)).result(30)
     assert models(state.path) == []
     state.submit(

@@ -8,7 +8,16 @@ from typing import ClassVar
 import pytest
 from securesystemslib.signer import CryptoSigner
 from store_world import NOON, Clock, Device, Publisher
-from tuf.api.metadata import DelegatedRole, Delegations, MetaFile, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    MetaFile,
+    Snapshot,
+    SuccinctRoles,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 
 from skerry.errors import Untrusted
 from skerry.manifest import Manifest
@@ -180,6 +189,62 @@ def test_a_device_that_never_had_an_expired_role_goes_on_without_it(device, team
     device.take_in(teams)
     assert names(device) == [("b-dog", 1, "models-b")]
     assert "role models-a: passed by when the rest was admitted" in problems(device)
+
+
+def test_an_expired_role_whose_file_was_lost_is_taken_again_as_it_was(device, teams, clock):
+    teams.model("models-a", "a-cat", 1)
+    teams.days["models-a"] = 2
+    teams.publish(1)
+    device.take_in(teams)
+    (device.folder / "1.models-a.json").unlink()
+    clock.advance(days=5)
+    teams.time = clock.time
+    teams.kept["models-a"] = teams.published["models-a"]
+    teams.publish(2)
+    device.take_in(teams)
+    assert names(device) == [("a-cat", 1, "models-a")]
+
+
+def test_a_role_that_was_passed_by_stops_no_later_revision(device, teams, clock):
+    teams.model("models-b", "b-dog", 1)
+    teams.days["models-a"] = 2
+    teams.publish(1)
+    clock.advance(days=5)
+    teams.time = clock.time
+    device.take_in(teams)
+    teams.days["models-a"] = -1
+    teams.model("models-b", "b-dog", 2)
+    teams.publish(2)
+    device.take_in(teams)
+    assert names(device) == [("b-dog", 1, "models-b"), ("b-dog", 2, "models-b")]
+
+
+def test_one_teams_short_life_makes_nobody_elses_models_stale(device, teams):
+    teams.days["models-a"] = 1
+    teams.publish(1)
+    device.take_in(teams)
+    assert device.registry.listing().expires_unix == (NOON + timedelta(days=30)).timestamp()
+
+
+@pytest.mark.parametrize("bins", [False, True])
+def test_a_team_that_delegates_further_is_not_followed(device, teams, bins):
+    key = CryptoSigner.generate_ed25519().public_key
+    further = (
+        Delegations({key.keyid: key}, None, SuccinctRoles([key.keyid], 1, 32, "bin"))
+        if bins
+        else Delegations(
+            {key.keyid: key},
+            {"models-b": DelegatedRole("models-b", [key.keyid], 1, terminating=True, paths=["*/*/*"])},
+        )
+    )
+    teams.model("models-b", "b-dog", 1)
+    teams.publish(1)
+    role = Targets(2, expires=teams.time + timedelta(days=30), delegations=further)
+    teams.kept["models-a"] = (2, teams.sign(role, teams.keys["models-a"]))
+    teams.publish(2)
+    device.take_in(teams)
+    assert names(device) == [("b-dog", 1, "models-b")]
+    assert "role models-a: delegates further, which is not followed" in problems(device)
 
 
 def test_new_bytes_of_an_expired_role_are_refused(device, teams, clock):

@@ -11,7 +11,7 @@ from store_world import NOON
 from skerry.errors import StorageFailed
 from store.audit import Event
 from store.ledger import Admission, Floor, Ledger, Standing
-from store.timekeeping import RELEASED, Reading
+from store.timekeeping import Reading
 
 ADMISSION = Admission({"1.timestamp.json": "ab"}, NOON, NOON.timestamp(), "synchronised", "a.tar")
 
@@ -119,11 +119,9 @@ def test_time_counts_only_where_it_can_be_trusted_and_never_below_the_floor(sync
     early, late = datetime(1970, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)
     assert Reading(early, synchronised).reference(NOON) == NOON
     assert Reading(late, synchronised).reference(NOON) == (late if synchronised else NOON)
-    assert Reading(early, synchronised).floor(NOON, None) == NOON
-    assert Reading(late, synchronised).floor(NOON, None) == (late if synchronised else NOON)
 
 
 def test_a_signer_whose_clock_runs_ahead_does_not_push_a_good_clock():
     ahead = NOON + timedelta(days=900)
-    assert Reading(NOON, synchronised=True).floor(RELEASED, ahead) == NOON
-    assert Reading(NOON, synchronised=False).floor(RELEASED, ahead) == ahead
+    assert Reading(NOON, synchronised=True).bounded(ahead) == NOON
+    assert Reading(NOON, synchronised=False).bounded(ahead) == ahead
