@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tarfile
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from store_world import Clock, full_disk, refusal_of, registry_at, tree
+from store_world import Clock, DiskOs, full_disk, in_child, refusal_of, registry_at, tree
 
-from skerry.errors import InvalidRequest, NotFound, StorageFailed, Untrusted
+from skerry.errors import InvalidRequest, NotFound, StorageFailed, TooLarge, Untrusted
 from skerry.manifest import Manifest
 from store import bundle, carriers, durable, listing, tarball, trust, verify
-from store.blobs import BlobStore
+from store.blobs import BlobStore, Content
 
 ONE, TWO = b"first model" * 100, b"second model" * 100
 
@@ -435,6 +437,113 @@ def test_a_full_disk_during_import_leaves_the_old_state(follower, first, second,
         assert not [path for path in follower.home.rglob(".*") if path.name != ".lock"]
     assert refusals > 15
     assert have(follower) == [("digits", 1, True), ("faces", 1, True)]
+
+
+LARGE = bytes(range(256)) * 12 * 1024  # three of the pieces in which a bundle is read
+
+
+@pytest.fixture
+def heavy(world, owner, monkeypatch):
+    """A bundle of heavy/1 and light/1, and a count of the bytes that are written to the disk."""
+    (world / "heavy.onnx").write_bytes(LARGE)
+    owner.add(world / "heavy.onnx", "heavy")
+    owner.add(world / "two.onnx", "light")
+    bundle.export(owner, [("heavy", None), ("light", None)], world / "heavy.tar")
+    return world / "heavy.tar"
+
+
+def die_in_the_middle_of_the_large_one():
+    seen = []
+
+    def meddle(name, _number, call):
+        if name == "write":
+            seen.append(1)
+            if len(seen) > 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call()
+
+    return DiskOs(meddle)
+
+
+def import_and_count(follower, path, monkeypatch):
+    """The bytes of blobs that were written."""
+    disk = DiskOs()
+    monkeypatch.setattr(durable, "os", disk)
+    bundle.import_bundle(follower, path)
+    monkeypatch.setattr(durable, "os", os)
+    return sum(len(args[1]) for name, args in disk.steps if name == "write" and len(args[1]) > 10_000)
+
+
+def parts(follower):
+    return [path.stat().st_size for path in follower.blobs.root.glob(".part-*")]
+
+
+def kill_in_the_middle(follower, path, monkeypatch):
+    monkeypatch.setattr(durable, "os", die_in_the_middle_of_the_large_one())
+    assert not in_child(lambda: bundle.import_bundle(follower, path))
+    monkeypatch.setattr(durable, "os", os)
+
+
+def test_an_import_that_was_killed_goes_on_where_it_stopped(follower, heavy, monkeypatch):
+    kill_in_the_middle(follower, heavy, monkeypatch)
+    (kept,) = parts(follower)
+    assert 0 < kept < len(LARGE)
+    follower.init_follower(follower.root_bytes())  # another change meanwhile leaves it alone
+    assert parts(follower) == [kept]
+    assert import_and_count(follower, heavy, monkeypatch) == len(LARGE) - kept
+    assert have(follower) == [("digits", 1, False), ("heavy", 1, True), ("light", 1, True)]
+    for name in ("heavy", "light"):
+        follower.check(follower.find(name))
+    assert parts(follower) == []
+    assert not (follower.home / "incoming.json").exists()
+
+
+def test_a_part_that_a_power_cut_tore_is_begun_anew(follower, heavy, monkeypatch):
+    kill_in_the_middle(follower, heavy, monkeypatch)
+    (part,) = follower.blobs.root.glob(".part-*")
+    part.write_bytes(bytes(part.stat().st_size))
+    assert import_and_count(follower, heavy, monkeypatch) >= len(LARGE)
+    follower.check(follower.find("heavy"))
+
+
+def test_parts_that_nobody_comes_back_for_are_removed(follower, heavy, clock, monkeypatch):
+    kill_in_the_middle(follower, heavy, monkeypatch)
+    clock.time = datetime.now(UTC) + timedelta(days=8)
+    follower.collect_garbage()
+    assert parts(follower) == []
+    assert not (follower.home / "incoming.json").exists()
+
+
+def test_an_import_that_is_refused_keeps_no_parts(follower, heavy, world, monkeypatch):
+    kill_in_the_middle(follower, heavy, monkeypatch)
+    files = members(heavy)
+    name = max((name for name in files if name.startswith("blobs/")), key=lambda name: len(files[name]))
+    files[name] = b"F" + files[name][1:]
+    with pytest.raises(Untrusted, match="expected sha256"):
+        bundle.import_bundle(follower, pack(world / "bad.tar", files))
+    assert parts(follower) == []
+    assert have(follower) == []
+
+
+def test_what_was_taken_in_whole_is_not_written_again(follower, heavy, monkeypatch):
+    bundle.import_bundle(follower, heavy)
+    assert import_and_count(follower, heavy, monkeypatch) == 0
+
+
+def test_a_body_without_end_is_cut_at_what_was_signed(follower, owner, first):
+    entry = owner.find("digits")
+    told = []
+
+    def endless(offset):
+        assert offset == 0
+        while True:
+            told.append(1)
+            yield b"x" * 1000
+
+    with pytest.raises(TooLarge, match=f"expected at most {len(ONE)} bytes"):
+        follower.blobs.resume(Content(entry.digest, entry.size_bytes), endless)
+    assert len(told) == 2
+    assert not [path for path in follower.blobs.root.rglob("*") if path.is_file()]
 
 
 def test_a_full_disk_during_export_leaves_the_old_file(owner, world, monkeypatch):
