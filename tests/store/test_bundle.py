@@ -518,7 +518,7 @@ def test_an_import_that_is_refused_keeps_no_parts(follower, heavy, world, monkey
     kill_in_the_middle(follower, heavy, monkeypatch)
     files = members(heavy)
     name = max((name for name in files if name.startswith("blobs/")), key=lambda name: len(files[name]))
-    files[name] = b"F" + files[name][1:]
+    files[name] = files[name][:-1] + b"F"
     with pytest.raises(Untrusted, match="expected sha256"):
         bundle.import_bundle(follower, pack(world / "bad.tar", files))
     assert parts(follower) == []
