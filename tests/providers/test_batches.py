@@ -269,6 +269,6 @@ def test_more_threads_are_given_up_at_once_only_if_nothing_disturbed_their_measu
 
 
 def test_a_second_session_that_takes_too_much_memory_is_not_made(start, shop):
-    proof = start(zoo.layers(), runners=2, threads=2, keep_threads=False, memory_bytes=100 * MIB).proof
+    proof = start(zoo.layers(), runners=2, threads=2, keep_threads=False, memory_bytes=64 * MIB).proof
     assert (proof.wide_threads, proof.wide_us) == (0, None)
     assert "memory" in proof.wide_why

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -91,7 +92,10 @@ def test_add_makes_the_key_signs_and_stores(node, model, tmp_path):
     entry = node.add(model(), "digits")
     assert (entry.name, entry.version, entry.size_bytes, entry.installed) == ("digits", 1, len(ONE), True)
     year_later = (NOON + signing.ROLE_LIFETIME).timestamp()
-    assert node.listing() == listing.Listing(1, owner=True, expires_unix=year_later, entries=(entry,))
+    pinned = hashlib.sha256(node.places.root.read_bytes()).hexdigest()
+    assert node.listing() == listing.Listing(
+        1, owner=True, expires_unix=year_later, entries=(entry,), pinned=pinned
+    )
     node.check(entry)
     home = tmp_path / "node"
     assert stat.S_IMODE((home / "keys").stat().st_mode) == 0o700
@@ -390,7 +394,7 @@ def test_a_follower_pins_one_root_for_good(node, model, tmp_path, clock):
     follower.init_follower(root)
     follower.init_follower(root)
     assert follower.fingerprint() == node.fingerprint() != ""
-    assert follower.listing() == listing.Listing(0, owner=False)
+    assert follower.listing() == listing.Listing(0, owner=False, pinned=hashlib.sha256(root).hexdigest())
     refuse(follower, Denied, "does not hold", lambda: follower.add(model(), "digits"))
     refuse(
         follower, Denied, "found another", lambda: follower.init_follower(Publisher().files["1.root.json"])
