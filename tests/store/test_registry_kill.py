@@ -84,6 +84,9 @@ def kill_everywhere(place, work, monkeypatch):
 
 def test_the_first_add_of_all(place, monkeypatch):
     (place / "home").mkdir()
+    open_registry(place).metadata.ledger.record(
+        at_unix=0.0
+    )  # to make the file takes a child, and each kill would pay
     kill_everywhere(place, lambda registry: registry.add(place / "one.onnx", "digits", 1), monkeypatch)
 
 
