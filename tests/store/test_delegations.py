@@ -238,6 +238,7 @@ def test_a_team_that_delegates_further_is_not_followed(device, teams, bins):
         )
     )
     teams.model("models-b", "b-dog", 1)
+    teams.model("models-b", "a-dog", 1)  # which models-a would have it sign
     teams.publish(1)
     role = Targets(2, expires=teams.time + timedelta(days=30), delegations=further)
     teams.kept["models-a"] = (2, teams.sign(role, teams.keys["models-a"]))

@@ -200,6 +200,12 @@ def test_an_older_snapshot_or_older_targets_are_a_rollback(device, publisher, sn
     assert device.floors()["timestamp"] == seen  # the timestamp itself was fine in the second case
 
 
+def test_an_older_timestamp_is_a_rollback_though_all_it_leads_to_is_installed(device, publisher):
+    device.take_in(publisher)
+    publisher.publish(4, snapshot=5, targets=5)
+    refuse(device, publisher, r"timestamp\.json: refused as a rollback: expected version 5")
+
+
 def test_what_was_seen_counts_even_if_the_rest_was_withheld(device, publisher):
     device.take_in(publisher)
     publisher.publish(7)
