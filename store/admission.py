@@ -122,7 +122,7 @@ class Metadata:
         return {f"{version}.root.json": pinned} | later
 
     def _sound_roots(self, standing: Standing) -> dict[str, bytes]:
-        """The chain up to the first root that is torn or missing: an offer brings it again."""
+        """The chain; where a later root is torn or missing, the pinned one alone: an offer brings the rest again."""
         try:
             roots = self.roots(standing)
             if roots:
@@ -146,9 +146,8 @@ class Metadata:
         standing = self.ledger.read()
         if standing.admission is None and self._timestamps():
             return False
-        return bool(standing.pinned) or not self.roots(
-            standing
-        )  # a folder that cannot be written is tried again
+        # Where the folder of the pinned root cannot be written, it is tried again.
+        return bool(standing.pinned) or not self.roots(standing)
 
     def settle(self) -> None:
         """Write down what is only known from files: the pinned root, and what is in force after the ledger was lost."""
@@ -160,11 +159,9 @@ class Metadata:
         trusted = None if standing.admission else self._newest_on_disk()
         events = []
         is_pinned = durable.read(self._pinned, trust.MAX_ROOT_BYTES) is not None
-        if not is_pinned:  # a registry from before roots were pinned apart
-            with (
-                suppress(StorageFailed),
-                self._staged_root(pinned) as staged,
-            ):  # the service's own user may not
+        if not is_pinned:
+            # A registry from before roots were pinned apart. The service's own user may not write there.
+            with suppress(StorageFailed), self._staged_root(pinned) as staged:
                 staged.commit(self._pinned, keep_owner=True)
                 is_pinned = True
         if is_pinned and not standing.pinned:
@@ -244,9 +241,8 @@ class Metadata:
             raise
         trusted = client.trusted()
         overridden = accept_stale and _has_expired(trusted, now.reference(_floor_of(standing, trusted.root)))
-        return Offer(
-            client.trusted(), dict(client.seen), None if overridden else client.reference, now, source.name
-        )
+        judged_at = None if overridden else client.reference
+        return Offer(trusted, dict(client.seen), judged_at, now, source.name)
 
     def rehearse(self, source: Source) -> Trusted:
         """What `judge` would say, with nothing written down.
@@ -297,9 +293,8 @@ class Metadata:
                     "two files claim this version; the publisher has to sign one of them under a higher version",
                 )
         timestamp = trust.timestamp_name(offer.trusted.revision)
-        for name in sorted(
-            digests, key=lambda name: name == timestamp
-        ):  # it comes last: where it is, all are
+        # It comes last: where it is, all are.
+        for name in sorted(digests, key=lambda name: name == timestamp):
             data = offer.trusted.files[name]
             if durable.read_if_sound(self.folder / name, trust.MAX_TARGETS_BYTES) != data:
                 durable.write(self.folder / name, data)
@@ -414,17 +409,11 @@ class Metadata:
         refusal: SkerryError | None = None
         for count in range(len(roots), 0, -1):  # an older root where keys were rotated since
             chain = dict(list(roots.items())[:count])
-            client = trust.Client(
-                chain, trust.Source(str(self.folder), fetch, _HINT), reference=NEVER, closed=True
-            )
+            source = trust.Source(str(self.folder), fetch, _HINT)
             try:
-                client.start()
-                client.update_top_level()
-                client.update_delegated()
+                return trust.Client(chain, source, reference=NEVER, closed=True).verify()
             except SkerryError as error:
                 refusal = refusal or error
-            else:
-                return client.trusted()
         raise refusal or Untrusted(f"{self.folder}: expected a root beside {timestamp}, found none", _HINT)
 
     @staticmethod
@@ -481,6 +470,6 @@ def floors_of(trusted: Trusted) -> dict[str, Floor]:
         **{
             role: Floor(snapshot_keys, meta.version)
             for name, meta in trusted.snapshot.meta.items()
-            if (role := name.removesuffix(".json")) not in {"root", "timestamp", "snapshot"}
+            if (role := name.removesuffix(".json")) not in trust.ABOVE_TARGETS
         },
     }

@@ -227,11 +227,7 @@ def _admit_again(
 
 def _verify(roots: Mapping[str, bytes], source: trust.Source) -> trust.Trusted:
     """The chain that a carrier has, under these roots, whatever its age and version."""
-    client = trust.Client(roots, source, reference=NEVER)
-    client.start()
-    client.update_top_level()
-    client.update_delegated()
-    return client.trusted()
+    return trust.Client(roots, source, reference=NEVER).verify()
 
 
 def _carried(registry: Registry, carrier: Carrier, offered: trust.Trusted) -> dict[str, TargetFile]:

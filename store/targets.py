@@ -73,7 +73,7 @@ def read_all(trusted: Trusted | None, blobs: BlobStore, releases: Mapping[str, i
         return Reading((), ())
     entries: list[Entry] = []
     problems = list(trusted.problems)
-    lowest = dict(releases or {}) | lowest_releases(trusted)
+    learned, said = releases or {}, lowest_releases(trusted)
     everything = delegations.everything(trusted.roles)
     signed = by_role(everything)
     for path, (target, role) in everything.items():
@@ -87,7 +87,7 @@ def read_all(trusted: Trusted | None, blobs: BlobStore, releases: Mapping[str, i
         except _NOT_UNDERSTOOD as error:
             problems.append(f"{path}: signed, but not understood: {error}")
             continue
-        floor = max(lowest.get(entry.name, 0), (releases or {}).get(entry.name, 0))
+        floor = max(learned.get(entry.name, 0), said.get(entry.name, 0))
         if entry.release < floor:
             problems.append(f"{path}: revoked: expected release {floor} or later, got {entry.release}")
         else:

@@ -22,7 +22,7 @@ from skerry.errors import NotFound, StorageFailed, TooLarge
 from skerry.terms import KIB
 from store import audit
 from store.db import Database
-from store.dbfile import STATE, Unfit, is_damage, newer, open_writer, storage_failed, user_version
+from store.dbfile import STATE, is_damage, newer, storage_failed, user_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -131,21 +131,6 @@ class StateView:
         except msgspec.MsgspecError as error:
             raise StorageFailed(f"{self.path}: placement of {model}/{version}: {error}") from error
         return {**record, "model": model, "version": version, "digest": digest}
-
-
-def append_events(path: Path, events: Sequence[Event], at_unix: float) -> None:
-    """Append to the chain of events from a process that is not the daemon, whether or not one runs.
-
-    Raises:
-        StorageFailed: the file cannot be used. One that is damaged stays: that is the daemon's to set aside.
-    """
-    try:
-        with contextlib.closing(open_writer(path, STATE)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            audit.append(connection, events, at_unix)
-            connection.execute("COMMIT")
-    except (Unfit, sqlite3.Error, OSError) as error:
-        raise storage_failed(path, error) from error
 
 
 class StateStore(StateView):

@@ -63,6 +63,8 @@ MAX_ROOT_BYTES = 500 * KIB
 MAX_TIMESTAMP_BYTES = 16 * KIB
 MAX_SNAPSHOT_BYTES = 2 * MIB
 MAX_TARGETS_BYTES = 16 * MIB
+#: The roles of which a snapshot says nothing.
+ABOVE_TARGETS = frozenset({Root.type, Timestamp.type, Snapshot.type})
 MAX_ROOTS = 256  # python-tuf's max_root_rotations
 MAX_METADATA_VERSION = 10**16  # of one change a microsecond, three hundred years
 MAX_ROLE_NAME_BYTES = 200  # quoted, as it stands in file names
@@ -191,16 +193,12 @@ def verify(files: Mapping[str, bytes], where: str, hint: str = "", at: datetime 
     source = Source(
         where, lambda name, _limit: files.get(timestamp if name == TIMESTAMP else name), hint=hint
     )
-    client = Client(roots, source, reference=at, installed=files, closed=True)
-    client.start()
-    client.update_top_level()
-    client.update_delegated()
-    return client.trusted()
+    return Client(roots, source, reference=at, installed=files, closed=True).verify()
 
 
 @dataclass(slots=True)
 class Client:
-    """TUF's client workflow, once, over one source. Call `refresh`, then `lookup` or `update_delegated`.
+    """TUF's client workflow, once, over one source. Call `refresh`, then `lookup` or `update_delegated`; or `verify`.
 
     Args:
         roots: the trusted chain, file name -> bytes, oldest first.
@@ -237,6 +235,17 @@ class Client:
     roles: dict[str, Targets] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     _checks: TrustedMetadataSet = field(init=False)
+
+    def verify(self) -> Trusted:
+        """The whole chain under the roots that are trusted; further roots of the source are not looked at.
+
+        Raises:
+            Untrusted: it does not hold.
+        """
+        self.start()
+        self.update_top_level()
+        self.update_delegated()
+        return self.trusted()
 
     def refresh(self) -> None:
         """Take in new roots, the timestamp, the snapshot and the top-level targets.
@@ -344,7 +353,7 @@ class Client:
             self.reference = self.admission.judged_at or NEVER
         with self._refusing(TIMESTAMP):
             timestamp = self._verify(self._checks.update_timestamp, data)
-        _issued(timestamp)
+        _issued(timestamp)  # refused here, not by whoever asks for it later
         snapshot_floor = self._floor(Snapshot.type, keys)
         if floor is not None and version < floor.version:
             raise self._rollback(TIMESTAMP, floor.version, version)
@@ -361,9 +370,8 @@ class Client:
         with self._refusing(name):
             snapshot = self._verify(self._checks.update_snapshot, data)
         keys = tufchecks.fingerprint(self._checks.root, Snapshot.type)
-        top_level = {Root.type, Timestamp.type, Snapshot.type}
         for role, floor in self.floors.items():
-            if role in top_level or floor.keys != keys:
+            if role in ABOVE_TARGETS or floor.keys != keys:
                 continue
             offered = snapshot.meta.get(f"{role}.json")
             if offered is None:
@@ -373,7 +381,7 @@ class Client:
         self.files[name] = data
         for file_name, offered in snapshot.meta.items():
             role = file_name.removesuffix(".json")
-            if role in top_level:  # it has no say in these
+            if role in ABOVE_TARGETS:  # it has no say in these
                 continue
             if not _is_writable(role):
                 raise Untrusted(f"{self.source.name}: {name}: expected names of roles, got {role[:200]!r}")

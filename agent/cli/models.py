@@ -222,7 +222,6 @@ def _put_aside(session: Session, digests: list[str]) -> None:
     from agent.clock import wall  # noqa: PLC0415 - only here
     from store import scrub  # noqa: PLC0415 - with the registry
     from store.audit import Event  # noqa: PLC0415 - likewise
-    from store.trail import append_events  # noqa: PLC0415 - likewise
 
     registry = session.registry
     entries = registry.entries()
@@ -236,7 +235,7 @@ def _put_aside(session: Session, digests: list[str]) -> None:
             Event("registry.tamper", label, detail) for label, detail in finding.told(entries, "verify")
         ]
     try:
-        append_events(session.paths.state_db, events, wall())
+        registry.metadata.ledger.record(at_unix=wall(), events=events)
     except SkerryError as error:
         session.remarks.print(f"warning: not recorded: {error}", markup=False)
 

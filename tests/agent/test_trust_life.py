@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+import people
 import pytest
 import zoo
 from node import temporary_node
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from agent import freshness
 from agent.cli import exits
 from agent.cli.app import app
+from store import stock
+from store.publishing import publish
 from store.timekeeping import Reading
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -143,14 +146,34 @@ def test_another_root_in_the_pinned_ones_place_serves_nothing_at_the_next_start(
     )
 
 
-def test_metadata_that_expired_goes_on_serving_until_the_operator_set_an_end(node, office):
-    office.add(zoo.add(1), "det")
-    office.publish()
-    follow(node, office)
-    node.configure("registry:\n  clock: trusted\n")
+def test_metadata_that_expired_is_let_in_by_an_operator_and_serves_until_the_limit_that_one_set(
+    node, tmp_path
+):
+    place = tmp_path / "lapsed"
+    place.mkdir()
+    lapsed = people.Office(place)
+    lapsed.clock.time = datetime.now(UTC) - timedelta(days=60)  # timestamps live a week
+    repository = lapsed.alone(lapsed.ann)
+    model = place / "det.onnx"
+    model.write_bytes(zoo.add(1))
+    stock.add(repository, model, "det")
+    public = tmp_path / "public"
+    publish(lapsed.open(), public)
+    trusting = "registry:\n  clock: trusted\n"
+    node.configure(trusting)
+    done("--home", node.home, "trust", "init", "--root", public / "metadata" / "1.root.json")
+    refused = skerry("--home", node.home, "bundle", "import", public)
+    assert (refused.exit_code, "expired" in refused.stderr) == (exits.UNTRUSTED, True)
+    done("--home", node.home, "bundle", "import", public, "--accept-stale")
+    assert "override.used" in events(node)
     node.start()
-    assert node.get("/skerry/v1/status")[1]["registry"]["freshness"] == "fresh"
     assert serving(node) == {("det", "1")}
+    assert node.get("/skerry/v1/status")[1]["registry"]["freshness"] == "stale"
+    node.configure(f"{trusting}  max_staleness: 1h\n")
+    until(lambda: serving(node) == set(), "nothing served beyond the limit")
+    assert any("max_staleness" in text for text in node.get("/skerry/v1/status")[1]["warnings"])
+    node.configure(f"{trusting}  max_staleness: 1000d\n")
+    until(lambda: serving(node) == {("det", "1")}, "served again within another limit")
 
 
 def test_a_manifest_too_deep_for_a_listing_costs_no_other_model_its_place(node, office):

@@ -12,7 +12,8 @@ from patience import eventually
 from skerry.errors import StorageFailed
 from store import audit, dbfile, migrate
 from store.audit import MAX_DETAIL_BYTES, MAX_SUBJECT_CHARS, PRUNED, Event
-from store.trail import StateStore, append_events
+from store.ledger import Ledger
+from store.trail import StateStore
 
 #: Appends events one transaction at a time, as an `import` does beside a daemon.
 APPENDER = """
@@ -367,17 +368,18 @@ def test_processes_that_make_the_file_at_once_all_have_it(tmp_path):
 
 def test_another_process_appends_beside_a_daemon_and_replaces_no_damaged_file(path, tmp_path):
     store = StateStore(path)
-    append_events(path, [Event("registry.tamper", "a/1"), Event("registry.tamper", "b/1")], 1.0)
+    events = [Event("registry.tamper", "a/1"), Event("registry.tamper", "b/1")]
+    Ledger(path).record(at_unix=1.0, events=events)
     store.record_events([Event("b", "")], 2.0).result(30)
     assert [event.seq for event in store.events(limit=9)] == [3, 2, 1]
     assert store.verify_events().broken_seq is None
     store.close()
     path.write_bytes(b"garbage" * 1000)
     with pytest.raises(StorageFailed, match="not a database"):
-        append_events(path, [Event("a", "")], 1.0)
+        Ledger(path).record(at_unix=1.0, events=[Event("a", "")])
     assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
     with pytest.raises(StorageFailed, match="No such file"):
-        append_events(tmp_path / "nowhere" / "state.db", [Event("a", "")], 1.0)
+        Ledger(tmp_path / "nowhere" / "state.db").record(at_unix=1.0, events=[Event("a", "")])
 
 
 def test_a_transaction_that_fails_leaves_no_event(path):
